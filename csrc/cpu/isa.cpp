@@ -1,0 +1,13 @@
+// Compiled once per ISA with RK_ISA naming the namespace.
+#include "cpu/grouped_conv2d-inl.h"
+#include "cpu/kernels.h"
+
+#define RK_STRING_(x) #x
+#define RK_STRING(x) RK_STRING_(x)
+
+namespace rk::cpu::RK_ISA {
+
+extern const Kernels kKernels;
+const Kernels kKernels = {RK_STRING(RK_ISA), grouped_conv2d_fwd};
+
+}  // namespace rk::cpu::RK_ISA

@@ -1,0 +1,16 @@
+#pragma once
+#include "problem.h"
+
+namespace rk::cpu {
+
+// What one ISA's translation unit offers.
+struct Kernels {
+  const char* isa;
+  void (*grouped_conv2d_fwd)(const ConvProblem& p, const float* x, const float* w, float* y,
+                             const Epilogue& epilogue, ParallelFor parallel_for);
+};
+
+// The ISA chosen at load: the widest that this CPU runs, or the one named by RESNEXT_KERNELS_CPU_ISA.
+const Kernels& kernels();
+
+}  // namespace rk::cpu

@@ -1,0 +1,50 @@
+"""Native C++ kernels (csrc/cpu) on torch's thread pool."""
+
+import torch
+
+from .. import _native
+from ..problem import ACTIVATIONS, ConvProblem, memory_format
+
+NAME = "cpu"
+OPS = ("grouped_conv2d", "grouped_conv2d_affine_act")
+
+
+def missing():
+    return _native.missing
+
+
+def unsupported_reasons(op, problem) -> list[str]:
+    reasons = [_native.missing] if _native.missing else []
+    if op not in OPS:
+        reasons.append(f"has no {op}")
+    if problem.device != "cpu":
+        reasons.append(f"runs on cpu tensors, got {problem.device}")
+    if problem.dtype != torch.float32:
+        reasons.append(f"takes float32, got {problem.dtype}")
+    return reasons
+
+
+def not_automatic_reasons(op, problem) -> list[str]:
+    return ["not measured on this CPU; choose it by name with use_backend('cpu')"]
+
+
+def _forward(x, weight, scale, shift, stride, padding, dilation, groups, activation):
+    problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
+    y = torch.empty(
+        (problem.n, problem.c_out, *problem.output_size), dtype=x.dtype, memory_format=memory_format(x)
+    )  # fmt: skip
+    _native._C.grouped_conv2d_fwd(
+        problem.sizes, x.stride(), weight.stride(), y.stride(), x.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
+        ACTIVATIONS.index(activation), _native.parallel_for,
+    )  # fmt: skip
+    return y
+
+
+def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
+    bias = None if bias is None else bias.contiguous()
+    return _forward(x, weight, None, bias, stride, padding, dilation, groups, "identity")
+
+
+def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
+    return _forward(x, weight, scale.contiguous(), shift.contiguous(), stride, padding, dilation, groups, activation)

@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cases", help="a folder with grouped_3x3.csv: every row whose size allows is run")
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory():
+    """torch.empty returns NaN, so that an element a kernel does not write shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before[0]
+    torch.use_deterministic_algorithms(before[1])
