@@ -43,10 +43,22 @@ void grouped_conv2d_fwd(const py::tuple& sizes, const py::tuple& x_stride, const
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
+// What this build holds: its native modules, the instruction sets compiled in, the compiler.
+py::dict build_info() {
+  py::list isas;
+  for (const char* isa : rk::cpu::compiled_isas()) isas.append(isa);
+  py::dict info;
+  info["modules"] = py::make_tuple("_C");
+  info["isas"] = isas;
+  info["compiler"] = RK_COMPILER;
+  return info;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels of resnext_kernels; raw pointers, no torch.";
   m.def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
+  m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });
 }

@@ -42,4 +42,16 @@ const Kernels& kernels() {
   return chosen;
 }
 
+std::vector<const char*> compiled_isas() {
+  return {
+      "baseline",
+#ifdef RK_HAVE_avx2
+      "avx2",
+#endif
+#ifdef RK_HAVE_avx512
+      "avx512",
+#endif
+  };
+}
+
 }  // namespace rk::cpu

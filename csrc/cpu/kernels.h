@@ -1,4 +1,6 @@
 #pragma once
+#include <vector>
+
 #include "problem.h"
 
 namespace rk::cpu {
@@ -12,5 +14,8 @@ struct Kernels {
 
 // The ISA chosen at load: the widest that this CPU runs, or the one named by RESNEXT_KERNELS_CPU_ISA.
 const Kernels& kernels();
+
+// Names of the ISAs in this build, narrowest first.
+std::vector<const char*> compiled_isas();
 
 }  // namespace rk::cpu
