@@ -3,42 +3,44 @@
 import torch
 from torch.autograd import forward_ad
 
+from .backends import run
+
 NAMESPACE = "resnext_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def define(name, schema, impl, fake, setup_context=None, backward=None):
-    """Registers `name` with an autograd formula and its twin `_name` without one, and returns the function to call.
+def define(name, args, returns, *, problem, fake, impl=None, setup_context=None, backward=None):
+    """Registers the op `name(args, str backend) -> returns` and returns the function to call.
 
-    `setup_context(ctx, inputs, output)` and `backward(ctx, *grads)` are those of torch.library.register_autograd;
-    without them the op's results cannot be differentiated, and backward says so.
-    Going through the twin, or a plain autograd.Function around it, costs a third of the registered formula's overhead
-    in eager mode; compilers see the formula, torch.func a Function with setup_context.
+    `problem(*inputs)` checks everything but `backend` and returns the ConvProblem; `fake(*inputs)` returns results of
+    the right sizes and strides; `impl` is for an op made of other ops, the rest run the chosen backend's function of
+    the op's name. `setup_context(ctx, inputs, output)` and `backward(ctx, *grads)` are those of
+    torch.library.register_autograd; an op without them refuses to be differentiated.
+
+    The op has a twin `_name` without the formula: through that, or a plain autograd.Function around it, eager mode
+    pays a third of the registered formula's overhead. Compilers see the formula, torch.func a Function with
+    setup_context.
     """
     if backward is None:
         setup_context, backward = _no_setup, _refuse(name)
+
+    def checked_fake(*args):
+        problem(*args[:-1])
+        return fake(*args[:-1])
+
+    def run_backend(*args):
+        *inputs, backend = args
+        return run(name, problem(*inputs), backend, *inputs)
+
     for each in (name, f"_{name}"):
-        _library.define(f"{each}{schema}", tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
-        _library.impl(each, impl, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{each}", fake, lib=_library)
+        tags = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
+        _library.define(f"{each}({args}, str backend) -> {returns}", tags=tags)
+        _library.impl(each, impl or run_backend, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{each}", checked_fake, lib=_library)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     namespace = getattr(torch.ops, NAMESPACE)
     with_formula, raw = getattr(namespace, name).default, getattr(namespace, f"_{name}").default
-
-    def eager_forward(ctx, *inputs):
-        output = raw(*inputs)
-        setup_context(ctx, inputs, output)
-        return output
-
-    members = {"forward": staticmethod(eager_forward), "backward": staticmethod(backward)}
-    eager = type(f"{name}_eager", (torch.autograd.Function,), members)
-    members = {
-        "forward": staticmethod(lambda *inputs: raw(*inputs)),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
-        "generate_vmap_rule": True,
-    }
-    functorch = type(f"{name}_functorch", (torch.autograd.Function,), members)
+    eager, functorch = _functions(name, raw, setup_context, backward)
 
     def call(*args):
         if torch.compiler.is_compiling():
@@ -55,6 +57,25 @@ def define(name, schema, impl, fake, setup_context=None, backward=None):
     return call
 
 
+def _functions(name, raw, setup_context, backward):
+    """The two autograd.Functions of an op: the cheap form, and the one that torch.func can transform."""
+
+    def eager_forward(ctx, *inputs):
+        output = raw(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(eager_forward), "backward": staticmethod(backward)}
+    eager = type(f"{name}_eager", (torch.autograd.Function,), members)
+    members = {
+        "forward": staticmethod(lambda *inputs: raw(*inputs)),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    return eager, type(f"{name}_functorch", (torch.autograd.Function,), members)
+
+
 def _no_setup(ctx, inputs, output):
     pass
 
@@ -62,8 +83,8 @@ def _no_setup(ctx, inputs, output):
 def _refuse(name):
     def backward(ctx, *grads):
         raise RuntimeError(
-            f"{NAMESPACE}.{name}: its results cannot be differentiated again; for double backward run the model on "
-            "plain PyTorch modules"
+            f"{NAMESPACE}.{name}: expected no gradient through it, as it has no derivative; for double backward run "
+            "the model on plain PyTorch (use_backend('aten'))"
         )
 
     return backward

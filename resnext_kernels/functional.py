@@ -1,9 +1,21 @@
 """Functions with the names, order and defaults of torch.nn.functional."""
 
 import torch
+import torch.nn.functional as F
 
-from . import backends, ops
-from .problem import pair
+from . import backends
+from .batch_norm import fold_running, update_running_stats
+from .checks import check_activation, check_batch, check_bn, check_like, pair
+from .ops.affine_act import affine_act as _affine_act
+from .ops.bn_act import bn_act as _bn_act
+from .ops.grouped_conv2d import grouped_conv2d as _grouped_conv2d
+from .ops.grouped_conv2d_affine_act import grouped_conv2d_affine_act as _grouped_conv2d_affine_act
+from .ops.grouped_conv2d_bn_act import grouped_conv2d_bn_act as _grouped_conv2d_bn_act
+from .problem import ConvProblem
+
+_ACTIVATE = {"identity": lambda y: y, "relu": F.relu, "silu": F.silu}
+_CONV_BACKWARD, _BN_BACKWARD = ("grouped_conv2d_backward",), ("bn_act_reduce", "affine_act_backward")
+_FUSED_BACKWARD = ("bn_act_reduce", "grouped_conv2d_affine_act_backward")
 
 
 def _autocast(x, *tensors):
@@ -12,6 +24,20 @@ def _autocast(x, *tensors):
         return x, *tensors
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *tensors))
+
+
+def _needs_grad(*tensors):
+    if not torch.is_grad_enabled():
+        return False
+    return torch._C._are_functorch_transforms_active() or any(t is not None and t.requires_grad for t in tensors)
+
+
+def _is_plain(problem, passes):
+    """Whether every pass would run on aten. Then PyTorch's own functions run, which torch.compile can fuse."""
+    requested = backends.requested()
+    if torch.compiler.is_compiling():
+        return backends.always_plain(requested)
+    return backends.runs_plain(passes, problem, requested)
 
 
 def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -23,4 +49,90 @@ def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, gr
     """
     x, weight, bias = _autocast(input, weight, bias)
     conv = (pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
-    return ops.grouped_conv2d(x, weight, bias, *conv, backends.requested())
+    problem = ConvProblem.from_tensors(x, weight, *conv)
+    passes = ("grouped_conv2d", *(_CONV_BACKWARD if _needs_grad(x, weight, bias) else ()))
+    if _is_plain(problem, passes):
+        return F.conv2d(x, weight, bias, *conv)
+    return _grouped_conv2d(x, weight, bias, *conv, backends.requested())
+
+
+def grouped_conv2d_bn_act(
+    input, weight, *, running_mean, running_var, bn_weight=None, bn_bias=None, training=False, momentum=0.1, eps=1e-5,
+    stride=1, padding=0, dilation=1, groups=1, activation="relu",
+):  # fmt: skip
+    """act(batch_norm(conv2d(input, weight))), one or two passes over memory forward, differentiable once.
+
+    input (N, C_in, H, W), weight (C_out, C_in/groups, kH, kW) of one dtype: float64, float32, bfloat16 or float16;
+    running_mean, running_var, bn_weight, bn_bias (C_out,) of any floating dtype, or None as in F.batch_norm; the
+    statistics and the affine map are kept in float32 (float64 for float64). activation: "relu", "silu" or "identity".
+    With `training`, z = conv2d(input, weight) rounded to the input's dtype is normalised by its own mean and biased
+    variance over N, OH and OW, and running_mean and running_var, if given, are updated in place; else by these two.
+    The output (N, C_out, OH, OW) has the input's memory format. Raises as grouped_conv2d does.
+    """
+    check_activation(activation)
+    x, weight = _autocast(input, weight)
+    conv = (pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    problem = ConvProblem.from_tensors(x, weight, *conv)
+    bn = (bn_weight, bn_bias)
+    _check_bn(x, problem.output_shape, bn, running_mean, running_var, training)
+    needs_grad = _needs_grad(x, weight, *bn)
+    if training:
+        forward = ("grouped_conv2d_stats", "affine_act")
+    else:
+        forward = ("grouped_conv2d", "affine_act") if needs_grad else ("grouped_conv2d_affine_act",)
+    if _is_plain(problem, forward + (_FUSED_BACKWARD if needs_grad else ())):
+        z = F.conv2d(x, weight, None, *conv)
+        return _ACTIVATE[activation](F.batch_norm(z, running_mean, running_var, *bn, training, momentum, eps))
+    requested = backends.requested()
+    if not training and not needs_grad:
+        scale, shift = fold_running(running_mean, running_var, *bn, eps, x)
+        return _grouped_conv2d_affine_act(x, weight, scale, shift, *conv, activation, requested)
+    stats = (None, None) if training else (running_mean, running_var)
+    y, _, mean, var, *_ = _grouped_conv2d_bn_act(x, weight, *bn, *stats, *conv, eps, activation, requested)
+    if training:
+        count = y.numel() // y.shape[1]
+        update_running_stats(running_mean, running_var, mean.detach(), var.detach(), count, momentum)
+    return y
+
+
+def bn_act(
+    input, *, running_mean, running_var, bn_weight=None, bn_bias=None, residual=None, training=False, momentum=0.1,
+    eps=1e-5, activation="relu",
+):  # fmt: skip
+    """act(batch_norm(input) [+ residual]), differentiable once; arguments as in grouped_conv2d_bn_act.
+
+    input and residual (N, C, H, W) of one dtype; the output has the input's memory format.
+    """
+    check_activation(activation)
+    z, problem, bn = input, ConvProblem.from_image(input), (bn_weight, bn_bias)
+    if residual is not None:
+        if torch.is_autocast_enabled(z.device.type):
+            residual = residual.to(z.dtype)
+        check_like("residual", residual, z.shape, z)
+    _check_bn(z, z.shape, bn, running_mean, running_var, training)
+    needs_grad = _needs_grad(z, *bn, residual)
+    forward = ("bn_stats", "affine_act") if training else ("affine_act",)
+    if _is_plain(problem, forward + (_BN_BACKWARD if needs_grad else ())):
+        pre = F.batch_norm(z, running_mean, running_var, *bn, training, momentum, eps)
+        return _ACTIVATE[activation](pre if residual is None else pre + residual)
+    requested = backends.requested()
+    if not training and not needs_grad:
+        scale, shift = fold_running(running_mean, running_var, *bn, eps, z)
+        return _affine_act(z, scale, shift, residual, activation, requested)
+    stats = (None, None) if training else (running_mean, running_var)
+    # silu's slope does not follow from the stored output, so with a residual it stays an op of its own.
+    outside = activation if residual is not None and activation == "silu" else "identity"
+    inside = "identity" if outside == "silu" else activation
+    y, mean, var, *_ = _bn_act(z, *bn, *stats, residual, eps, inside, requested)
+    if training:
+        count = z.numel() // z.shape[1]
+        update_running_stats(running_mean, running_var, mean.detach(), var.detach(), count, momentum)
+    return _ACTIVATE[outside](y)
+
+
+def _check_bn(x, shape, bn, running_mean, running_var, training):
+    check_bn(x, shape[1], *bn, running_mean, running_var, names=("running_mean", "running_var"))
+    if training:
+        check_batch(shape)
+    elif running_mean is None:
+        raise ValueError("running_mean: expected a vector where training is False, got None; use training=True")

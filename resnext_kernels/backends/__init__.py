@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from . import aten, cpu, reference
 
@@ -14,6 +14,7 @@ _BY_NAME = {module.NAME: module for module in (*ORDER, reference)}
 
 AUTO = "auto"
 _requested = AUTO
+_record = None
 
 
 class BackendError(RuntimeError):
@@ -46,23 +47,77 @@ def available_backends() -> dict[str, str]:
     return {name: module.missing() or "available" for name, module in _BY_NAME.items()}
 
 
+@contextlib.contextmanager
+def record():
+    """Yields a list that gets (op, problem, backend name) of every op that runs within the block."""
+    global _record
+    before, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
+def run(op: str, problem, requested: str, *args):
+    """Runs `op` on the backend chosen for it."""
+    module = select(op, problem, requested)
+    if _record is not None:
+        _record.append((op, problem, module.NAME))
+    return getattr(module, op)(*args)
+
+
+def runs_plain(ops: tuple[str, ...], problem, requested: str) -> bool:
+    """Whether all of `ops` would run on aten; a caller then runs what the user had: PyTorch's own functions."""
+    plain = _all_aten(ops, problem, requested)
+    if plain and _record is not None:
+        _record.extend((op, problem, aten.NAME) for op in ops)
+    return plain
+
+
+@lru_cache(maxsize=4096)
+def _all_aten(ops, problem, requested):
+    return all(select(op, problem, requested) is aten for op in ops)
+
+
+def always_plain(requested: str) -> bool:
+    """Whether `requested` means aten whatever the problem: what can be known while sizes are symbolic."""
+    return requested == aten.NAME or (requested == AUTO and not any(module.measured() for module in ORDER))
+
+
+def explain(op: str, problem, requested: str = AUTO) -> tuple[str | None, dict[str, list[str]]]:
+    """(the backend that `op` on `problem` would get or None, name -> reasons of those that come first and cannot)."""
+    refused = {}
+    for name in requested.split(","):
+        if name == AUTO:
+            candidates = ORDER
+        elif name in _BY_NAME:
+            candidates = (_BY_NAME[name],)
+        else:
+            raise ValueError(f"backend: expected names among {', '.join((AUTO, *_BY_NAME))}, got {name!r}")
+        for module in candidates:
+            reasons = module.unsupported_reasons(op, problem)
+            if name == AUTO and not reasons:
+                reasons = module.not_automatic_reasons(op, problem)
+            if not reasons:
+                return module.NAME, refused
+            refused[module.NAME] = reasons
+    return None, refused
+
+
 @lru_cache(maxsize=4096)
 def select(op: str, problem, requested: str):
     """The module that runs `op` on `problem`, for `requested` as recorded by the public function."""
-    if requested == AUTO:
-        for module in ORDER:
-            reasons = module.unsupported_reasons(op, problem) or module.not_automatic_reasons(op, problem)
-            if not reasons:
-                return module
-            logger.info("%s on %s: not %s: %s", op, problem, module.NAME, "; ".join(reasons))
-    lines = []
-    for name in requested.split(","):
-        if name == AUTO:
-            return select(op, problem, AUTO)
-        if name not in _BY_NAME:
-            raise ValueError(f"backend: expected names among {', '.join((AUTO, *_BY_NAME))}, got {name!r}")
-        reasons = _BY_NAME[name].unsupported_reasons(op, problem)
-        if not reasons:
-            return _BY_NAME[name]
-        lines.append(f"{name}: {'; '.join(reasons)}")
-    raise BackendError(f"{op} on {problem}: no requested backend can run it\n  " + "\n  ".join(lines))
+    name, refused = explain(op, problem, requested)
+    if name is None:
+        lines = [f"\n  {backend}: {'; '.join(reasons)}" for backend, reasons in refused.items()]
+        raise BackendError(f"{op} on {problem}: no requested backend can run it{''.join(lines)}")
+    for backend, reasons in refused.items():
+        _tell_fallback(backend, name, tuple(reasons))
+        logger.info("%s on %s: %s, not %s: %s", op, problem, name, backend, "; ".join(reasons))
+    return _BY_NAME[name]
+
+
+@cache
+def _tell_fallback(backend, name, reasons):
+    # Visible by default, but once for each cause: the line for every problem is at level INFO.
+    logger.warning("falls back from %s to %s: %s", backend, name, "; ".join(reasons))

@@ -1,9 +1,9 @@
-"""Plain PyTorch: the automatic fallback, exactly what the user had."""
+"""Plain PyTorch: the automatic fallback, built from the functions that the user had."""
 
 import torch
 import torch.nn.functional as F
 
-from ..problem import memory_format
+from ..problem import memory_format, stats_dtype
 
 NAME = "aten"
 _ACTIVATE = {"identity": lambda y: y, "relu": F.relu, "silu": F.silu}
@@ -13,12 +13,20 @@ def missing():
     return None
 
 
+def measured() -> bool:
+    return False  # it is what others are measured against
+
+
 def unsupported_reasons(op, problem) -> list[str]:
     return [] if op in globals() else [f"has no {op}"]
 
 
 def not_automatic_reasons(op, problem) -> list[str]:
     return []
+
+
+def _channel(vector):
+    return vector.view(1, -1, 1, 1)
 
 
 def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
@@ -41,6 +49,59 @@ def grouped_conv2d_backward(grad_output, x, weight, stride, padding, dilation, g
 
 def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     z = grouped_conv2d(x, weight, None, stride, padding, dilation, groups)
-    channel = (1, -1, 1, 1)
-    y = torch.addcmul(shift.view(channel), z.to(scale.dtype), scale.view(channel))
-    return _ACTIVATE[activation](y).to(x.dtype).contiguous(memory_format=memory_format(x))
+    return affine_act(z, scale, shift, None, activation)
+
+
+def grouped_conv2d_affine_act_backward(
+    grad_output, z, scale, shift, a, b, c, x, weight, stride, padding, dilation, groups, activation, output_mask
+):
+    dz, _ = affine_act_backward(grad_output, z, scale, shift, a, b, c, None, activation, (True, False))
+    return grouped_conv2d_backward(dz, x, weight, stride, padding, dilation, groups, (*output_mask, False))[:2]
+
+
+def grouped_conv2d_stats(x, weight, stride, padding, dilation, groups):
+    z = grouped_conv2d(x, weight, None, stride, padding, dilation, groups)
+    return z, *bn_stats(z)
+
+
+def bn_stats(z):
+    if z.numel() == 0:
+        return tuple(z.new_zeros(z.shape[1], dtype=stats_dtype(z.dtype)) for _ in range(2))
+    var, mean = torch.var_mean(z.to(stats_dtype(z.dtype)), (0, 2, 3), correction=0)
+    return mean, var * (z.numel() // z.shape[1])
+
+
+def affine_act(z, scale, shift, residual, activation):
+    pre = torch.addcmul(_channel(shift), z.to(scale.dtype), _channel(scale))
+    if residual is not None:
+        pre = pre + residual
+    return _ACTIVATE[activation](pre).to(z.dtype).contiguous(memory_format=memory_format(z))
+
+
+def _masked_grad(grad_output, z, scale, shift, y, activation):
+    """g = grad_output * act'(pre)."""
+    grad = grad_output.to(scale.dtype)
+    if activation == "identity":
+        return grad
+    pre = torch.addcmul(_channel(shift), z.to(scale.dtype), _channel(scale)) if y is None else y
+    if activation == "relu":
+        return torch.where(pre <= 0, 0, grad)
+    return torch.ops.aten.silu_backward(grad, pre)
+
+
+def bn_act_reduce(grad_output, z, scale, shift, mean, rstd, y, activation):
+    g = _masked_grad(grad_output, z, scale, shift, y, activation)
+    xhat = (z.to(scale.dtype) - _channel(mean)) * _channel(rstd)
+    return g.sum((0, 2, 3)), (g * xhat).sum((0, 2, 3))
+
+
+def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, output_mask):
+    layout = memory_format(z)
+    g = _masked_grad(grad_output, z, scale, shift, y, activation)
+    dz = dresidual = z.new_empty(0)
+    if output_mask[0]:
+        dz = _channel(a) * g + (_channel(b) * z.to(scale.dtype) + _channel(c))
+        dz = dz.to(z.dtype).contiguous(memory_format=layout)
+    if output_mask[1]:
+        dresidual = g.to(z.dtype, memory_format=layout, copy=True)
+    return dz, dresidual

@@ -3,7 +3,8 @@
 import torch
 
 from .. import _native
-from ..problem import ACTIVATIONS, ConvProblem, memory_format
+from ..checks import ACTIVATIONS
+from ..problem import ConvProblem, memory_format
 
 NAME = "cpu"
 OPS = ("grouped_conv2d", "grouped_conv2d_affine_act")
@@ -11,6 +12,10 @@ OPS = ("grouped_conv2d", "grouped_conv2d_affine_act")
 
 def missing():
     return _native.missing
+
+
+def measured() -> bool:
+    return False
 
 
 def unsupported_reasons(op, problem) -> list[str]:
@@ -25,7 +30,7 @@ def unsupported_reasons(op, problem) -> list[str]:
 
 
 def not_automatic_reasons(op, problem) -> list[str]:
-    return ["not measured on this CPU; choose it by name with use_backend('cpu')"]
+    return ["not measured on this CPU; choose it by name: use_backend('cpu', 'aten')"]
 
 
 def _forward(x, weight, scale, shift, stride, padding, dilation, groups, activation):

@@ -1,6 +1,7 @@
-"""One file per op: schema, checks, fake, autograd formula."""
+"""One file per op: schema, checks, fake, autograd formula. Importing this package registers all of them."""
 
-from .grouped_conv2d import grouped_conv2d, grouped_conv2d_backward
-from .grouped_conv2d_affine_act import grouped_conv2d_affine_act
+import importlib
+import pkgutil
 
-__all__ = ["grouped_conv2d", "grouped_conv2d_affine_act", "grouped_conv2d_backward"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -3,60 +3,43 @@
 import torch
 
 from .._ops import define
-from ..backends import select
-from ..problem import ConvProblem, check_conv, check_vector, memory_format, output_size
+from ..checks import check_like, check_vectors
+from ..problem import ConvProblem, memory_format, output_size
 
 CONV = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 
 
 def empty_output(x, weight, stride, padding, dilation):
-    size = (x.shape[0], weight.shape[0], *output_size(x.shape, weight.shape, stride, padding, dilation))
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    shape = (x.shape[0], weight.shape[0], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def _check_bias(bias, x, weight):
-    if bias is not None:
-        check_vector("bias", bias, weight.shape[0], x.dtype, x)
+def empty_grads(x, weight, output_mask):
+    """dx and dw, empty where not asked."""
+    dx = torch.empty_like(x, memory_format=memory_format(x)) if output_mask[0] else x.new_empty(0)
+    dw = torch.empty_like(weight, memory_format=torch.contiguous_format) if output_mask[1] else x.new_empty(0)
+    return dx, dw
 
 
-def _impl(x, weight, bias, stride, padding, dilation, groups, backend):
+def _problem(x, weight, bias, stride, padding, dilation, groups):
     problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
-    _check_bias(bias, x, weight)
-    return select("grouped_conv2d", problem, backend).grouped_conv2d(x, weight, bias, stride, padding, dilation, groups)
+    check_vectors(x, problem.c_out, x.dtype, bias=bias)
+    return problem
 
 
-def _fake(x, weight, bias, stride, padding, dilation, groups, backend):
-    check_conv(x, weight, stride, padding, dilation, groups)
-    _check_bias(bias, x, weight)
+def _fake(x, weight, bias, stride, padding, dilation, groups):
     return empty_output(x, weight, stride, padding, dilation)
 
 
-def check_grad_output(name, grad, x, weight, stride, padding, dilation):
-    expected = (x.shape[0], weight.shape[0], *output_size(x.shape, weight.shape, stride, padding, dilation))
-    if tuple(grad.shape) != expected:
-        raise ValueError(f"{name}: expected shape (N, C_out, OH, OW) = {expected}, got {tuple(grad.shape)}")
-    if grad.dtype != x.dtype:
-        raise TypeError(f"{name}: expected dtype {x.dtype} as the input's, got {grad.dtype}")
-    if grad.device != x.device:
-        raise ValueError(f"{name}: expected device {x.device} as the input's, got {grad.device}")
-
-
-def _backward_impl(grad_output, x, weight, stride, padding, dilation, groups, output_mask, backend):
+def _backward_problem(grad_output, x, weight, stride, padding, dilation, groups, output_mask):
     problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
-    check_grad_output("grad_output", grad_output, x, weight, stride, padding, dilation)
-    return select("grouped_conv2d_backward", problem, backend).grouped_conv2d_backward(
-        grad_output, x, weight, stride, padding, dilation, groups, output_mask
-    )
+    check_like("grad_output", grad_output, problem.output_shape, x)
+    return problem
 
 
-def _backward_fake(grad_output, x, weight, stride, padding, dilation, groups, output_mask, backend):
-    check_conv(x, weight, stride, padding, dilation, groups)
-    check_grad_output("grad_output", grad_output, x, weight, stride, padding, dilation)
-    return (
-        torch.empty_like(x, memory_format=memory_format(x)) if output_mask[0] else x.new_empty(0),
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if output_mask[1] else x.new_empty(0),
-        x.new_empty(weight.shape[0]) if output_mask[2] else x.new_empty(0),
-    )
+def _backward_fake(grad_output, x, weight, stride, padding, dilation, groups, output_mask):
+    return *empty_grads(x, weight, output_mask), x.new_empty(weight.shape[0] if output_mask[2] else 0)
 
 
 def _setup_backward(ctx, inputs, output):
@@ -95,18 +78,19 @@ def _backward(ctx, grad):
 
 grouped_conv2d_backward = define(
     "grouped_conv2d_backward",
-    f"(Tensor grad_output, Tensor input, Tensor weight, {CONV}, bool[3] output_mask, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    _backward_fake,
-    _setup_backward,
-    _double_backward,
+    f"Tensor grad_output, Tensor input, Tensor weight, {CONV}, bool[3] output_mask",
+    "(Tensor dx, Tensor dw, Tensor db)",
+    problem=_backward_problem,
+    fake=_backward_fake,
+    setup_context=_setup_backward,
+    backward=_double_backward,
 )
 grouped_conv2d = define(
     "grouped_conv2d",
-    f"(Tensor input, Tensor weight, Tensor? bias, {CONV}, str backend) -> Tensor",
-    _impl,
-    _fake,
-    _setup,
-    _backward,
+    f"Tensor input, Tensor weight, Tensor? bias, {CONV}",
+    "Tensor",
+    problem=_problem,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
 )

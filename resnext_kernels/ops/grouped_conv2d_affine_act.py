@@ -1,36 +1,51 @@
-"""y = act(scale * conv2d(x, weight) + shift): evaluation with BatchNorm and activation in the epilogue."""
-
-import torch
+"""y = act(scale * conv2d(x, weight) + shift), evaluation in one pass, and the backward through a stored z."""
 
 from .._ops import define
-from ..backends import select
-from ..problem import ConvProblem, check_activation, check_conv, check_vector
-from .grouped_conv2d import CONV, empty_output
+from ..checks import check_activation, check_like, check_vectors
+from ..problem import ConvProblem, stats_dtype
+from .grouped_conv2d import CONV, empty_grads, empty_output
 
 
-def _check_affine(x, weight, scale, shift, activation):
-    check_vector("scale", scale, weight.shape[0], torch.float32 if x.dtype != torch.float64 else x.dtype, x)
-    check_vector("shift", shift, weight.shape[0], scale.dtype, x)
-    check_activation(activation)
-
-
-def _impl(x, weight, scale, shift, stride, padding, dilation, groups, activation, backend):
+def _problem(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
-    _check_affine(x, weight, scale, shift, activation)
-    return select("grouped_conv2d_affine_act", problem, backend).grouped_conv2d_affine_act(
-        x, weight, scale, shift, stride, padding, dilation, groups, activation
-    )
+    check_vectors(x, problem.c_out, stats_dtype(x.dtype), scale=scale, shift=shift)
+    check_activation(activation)
+    return problem
 
 
-def _fake(x, weight, scale, shift, stride, padding, dilation, groups, activation, backend):
-    check_conv(x, weight, stride, padding, dilation, groups)
-    _check_affine(x, weight, scale, shift, activation)
+def _fake(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     return empty_output(x, weight, stride, padding, dilation)
+
+
+def _backward_problem(
+    grad_output, z, scale, shift, a, b, c, x, weight, stride, padding, dilation, groups, activation, output_mask
+):
+    problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
+    check_like("z", z, problem.output_shape, x)
+    check_like("grad_output", grad_output, problem.output_shape, x)
+    check_vectors(x, problem.c_out, stats_dtype(x.dtype), scale=scale, shift=shift, a=a, b=b, c=c)
+    check_activation(activation)
+    return problem
+
+
+def _backward_fake(
+    grad_output, z, scale, shift, a, b, c, x, weight, stride, padding, dilation, groups, activation, output_mask
+):
+    return empty_grads(x, weight, output_mask)
 
 
 grouped_conv2d_affine_act = define(
     "grouped_conv2d_affine_act",
-    f"(Tensor input, Tensor weight, Tensor scale, Tensor shift, {CONV}, str activation, str backend) -> Tensor",
-    _impl,
-    _fake,
+    f"Tensor input, Tensor weight, Tensor scale, Tensor shift, {CONV}, str activation",
+    "Tensor",
+    problem=_problem,
+    fake=_fake,
+)
+grouped_conv2d_affine_act_backward = define(
+    "grouped_conv2d_affine_act_backward",
+    "Tensor grad_output, Tensor z, Tensor scale, Tensor shift, Tensor a, Tensor b, Tensor c, Tensor input,"
+    f" Tensor weight, {CONV}, str activation, bool[2] output_mask",
+    "(Tensor dx, Tensor dw)",
+    problem=_backward_problem,
+    fake=_backward_fake,
 )

@@ -1,0 +1,40 @@
+"""The per-channel arithmetic of BatchNorm between the passes over images; all vectors in the statistics' dtype."""
+
+import torch
+
+from .problem import stats_dtype
+
+
+def fold(mean, var, bn_weight, bn_bias, eps):
+    """(rstd, scale, shift) with scale * z + shift = (z - mean) / sqrt(var + eps) * bn_weight + bn_bias."""
+    rstd = torch.rsqrt(var + eps)
+    scale = rstd.clone() if bn_weight is None else rstd * bn_weight.to(rstd.dtype)
+    if bn_bias is None:
+        return rstd, scale, -mean * scale
+    return rstd, scale, torch.addcmul(bn_bias.to(rstd.dtype), mean, scale, value=-1)
+
+
+def fold_running(running_mean, running_var, bn_weight, bn_bias, eps, x):
+    """(scale, shift) of evaluation, in the dtype that the vectors beside `x` have."""
+    dtype = stats_dtype(x.dtype)
+    return fold(running_mean.to(dtype), running_var.to(dtype), bn_weight, bn_bias, eps)[1:]
+
+
+def coefficients(sum_g, sum_g_xhat, mean, rstd, scale, count):
+    """(a, b, c) with a * g + b * z + c = scale * (g - mean(g) - xhat * mean(g * xhat)); `count` values a channel."""
+    b = -scale * rstd * sum_g_xhat / count
+    return scale, b, -scale * sum_g / count - b * mean
+
+
+def frozen_coefficients(scale):
+    """(a, b, c) where the statistics do not depend on z: dz = scale * g."""
+    zero = torch.zeros_like(scale)
+    return scale, zero, zero
+
+
+def update_running_stats(running_mean, running_var, mean, var, count, momentum):
+    """In place, as torch.nn.functional.batch_norm: the running variance is of the unbiased estimate."""
+    if running_mean is None or count == 0:
+        return
+    running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+    running_var.mul_(1 - momentum).add_(var.to(running_var.dtype), alpha=momentum * count / (count - 1))

@@ -1,0 +1,64 @@
+"""Checks of arguments: each error names the argument, what was expected, what was given and the way out."""
+
+import torch
+
+ACTIVATIONS = ("identity", "relu", "silu")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def pair(name: str, value) -> tuple[int, int]:
+    """`value` or the two of `value`, as torch.nn.functional.conv2d takes them."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2:
+        raise ValueError(f"{name}: expected an int or a pair of ints, got {value!r}")
+    return values
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+def check_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device} as the input's, got {tensor.device}; move it with .to()")
+
+
+def check_vectors(x: torch.Tensor, channels: int, dtype: torch.dtype | None, **vectors: torch.Tensor | None) -> None:
+    """Per-channel vectors beside `x`: of `dtype`, or of any floating dtype where that is None."""
+    for name, vector in vectors.items():
+        if vector is None:
+            continue
+        if vector.shape != (channels,):
+            raise ValueError(f"{name}: expected shape (C_out,) = ({channels},), got {tuple(vector.shape)}")
+        if vector.dtype not in (DTYPES if dtype is None else (dtype,)):
+            expected = "a floating dtype" if dtype is None else f"dtype {dtype}"
+            raise TypeError(f"{name}: expected {expected}, got {vector.dtype}; convert it with .to()")
+        check_device(name, vector, x.device)
+
+
+def check_like(name: str, tensor: torch.Tensor, shape, like: torch.Tensor) -> None:
+    """`tensor` has `shape` and the dtype and device of `like`; its strides are free."""
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(f"{name}: expected shape (N, C_out, OH, OW) = {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype != like.dtype:
+        raise TypeError(
+            f"{name}: expected dtype {like.dtype} as the input's, got {tensor.dtype}; convert it with .to()"
+        )
+    check_device(name, tensor, like.device)
+
+
+def check_bn(x, channels, bn_weight, bn_bias, mean, var, names=("mean", "var")) -> None:
+    check_vectors(x, channels, None, bn_weight=bn_weight, bn_bias=bn_bias, **dict(zip(names, (mean, var), strict=True)))
+    if (mean is None) != (var is None):
+        given, missing = names if var is None else names[::-1]
+        raise ValueError(f"{missing}: expected a vector as {given} is one, got None; give both or neither")
+
+
+def check_batch(shape) -> None:
+    """Batch statistics need more than one value a channel."""
+    if shape[0] * shape[2] * shape[3] == 1:
+        raise ValueError(
+            f"input: expected more than 1 value per channel when training, got shape {tuple(shape)} before BatchNorm; "
+            "use a larger batch or training=False"
+        )
