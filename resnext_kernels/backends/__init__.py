@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from . import aten, cpu, reference
 
@@ -15,6 +15,7 @@ _BY_NAME = {module.NAME: module for module in (*ORDER, reference)}
 AUTO = "auto"
 _requested = AUTO
 _record = None
+_told = set()
 
 
 class BackendError(RuntimeError):
@@ -112,12 +113,8 @@ def select(op: str, problem, requested: str):
         lines = [f"\n  {backend}: {'; '.join(reasons)}" for backend, reasons in refused.items()]
         raise BackendError(f"{op} on {problem}: no requested backend can run it{''.join(lines)}")
     for backend, reasons in refused.items():
-        _tell_fallback(backend, name, tuple(reasons))
-        logger.info("%s on %s: %s, not %s: %s", op, problem, name, backend, "; ".join(reasons))
+        # Visible by default, but once for each pair of backends; the line for every problem is at level INFO.
+        level = logging.INFO if (backend, name) in _told else logging.WARNING
+        _told.add((backend, name))
+        logger.log(level, "%s on %s: runs on %s, not %s: %s", op, problem, name, backend, "; ".join(reasons))
     return _BY_NAME[name]
-
-
-@cache
-def _tell_fallback(backend, name, reasons):
-    # Visible by default, but once for each cause: the line for every problem is at level INFO.
-    logger.warning("falls back from %s to %s: %s", backend, name, "; ".join(reasons))

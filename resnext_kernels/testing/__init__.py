@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: problems, inputs, error gates, timing, the machine."""

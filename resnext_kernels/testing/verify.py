@@ -1,0 +1,53 @@
+"""Runs one op on one problem and holds its results against the gates."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import ops  # noqa: F401  (registers the ops)
+from . import cases, gates
+
+
+@dataclass
+class Verdict:
+    """ratio: the largest error over what its gate allows, at most 1 to pass; max_error: absolute, over all results."""
+
+    ratio: float
+    max_error: float
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        return self.ratio <= 1
+
+
+def call(op: str, args: tuple, backend: str) -> tuple:
+    """The results of the registered op, always as a tuple."""
+    results = getattr(torch.ops.resnext_kernels, op)(*args, backend)
+    return (results,) if isinstance(results, torch.Tensor) else tuple(results)
+
+
+def judge(op: str, args: tuple, results: tuple) -> Verdict:
+    worst = Verdict(0.0, 0.0, "exact")
+    for result, gate in zip(results, getattr(gates, op)(results, *args), strict=True):
+        if result.numel() == 0:
+            continue
+        error = (result.double() - gate.expected).abs()
+        # Equal infinities and a shared NaN are no error; a NaN in one alone is an infinite one.
+        same = (result.double() == gate.expected) | (result.isnan() & gate.expected.isnan())
+        error = torch.where(same, 0.0, error.nan_to_num(nan=torch.inf))
+        ratio = torch.where(error == 0, 0.0, error / gate.allowed)
+        index = int(ratio.argmax())
+        worst.max_error = max(worst.max_error, float(error.max()))
+        if float(ratio.max()) > worst.ratio:
+            place = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), ratio.shape))
+            got, expected = result.flatten()[index].item(), gate.expected.flatten()[index].item()
+            worst.ratio = float(ratio.max())
+            worst.where = f"{gate.name}{list(place)}: expected {expected:.9g}, got {got:.9g}"
+    return worst
+
+
+def verify(op: str, problem, backend: str, *, activation: str = "relu", seed: int = 0) -> Verdict:
+    """`op` on normal inputs of `problem`'s size through `backend` (names as in use_backend, joined by commas)."""
+    args = cases.make(op, problem, integers=False, activation=activation, seed=seed)
+    return judge(op, args, call(op, args, backend))
