@@ -1,68 +1,81 @@
-"""Integer inputs whose every partial sum is exact: results are compared bit for bit with a float64 reference."""
+"""Integer inputs whose every partial sum is exact: results are compared bit for bit with float64 references."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-import resnext_kernels as rk
+from resnext_kernels.problem import ConvProblem
+from resnext_kernels.testing import cases, exact
+from resnext_kernels.testing.verify import call
 
-FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-# n, c_in, c_out, h, w, kernel, stride, padding, dilation, groups; corners of the cpu kernel's strips and tiles
-SHAPES = [
-    (2, 128, 128, 56, 56, 3, 1, 1, 1, 32),
-    (1, 256, 256, 14, 14, 3, 2, 1, 1, 32),
-    (2, 28, 28, 9, 11, 3, 1, 2, 2, 2),
-    (1, 6, 9, 7, 5, 3, 2, 1, 1, 3),
-    (1, 10, 10, 1, 1, 3, 1, 1, 1, 5),
-    (2, 8, 4, 5, 6, 1, 1, 0, 1, 4),
-    (1, 4, 4, 30, 30, 5, 3, 4, 3, 1),
-    (1, 8, 8, 1, 97, 3, 1, 1, 1, 8),
-    (1, 66, 66, 4, 4, 3, 1, 4, 4, 1),
-    (0, 8, 8, 4, 4, 3, 1, 1, 1, 2),
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Corners of strips, tiles and vectors; n, c, h, w, o, k, s, p, d, g as ConvProblem.parse has them.
+PROBLEMS = [
+    "n2_c128_h56_g32",
+    "n1_c256_h14_g32_s2",
+    "n1_c64_h9_w13_g4",
+    "n2_c28_h9_w11_g2_p2_d2",
+    "n1_c6_h7_w5_o9_g3_s2",
+    "n1_c10_h1_w1_g5",
+    "n2_c8_h5_w6_o4_g4_k1_p0",
+    "n1_c4_h30_w30_g1_k5_s3_p4",
+    "n1_c8_h1_w97_g8",
+    "n1_c66_h4_w4_g1_p4_d4",
+    "n1_c12_h8_w7_o24_g3_k3x1_s1x2_p1x0_d2x1",
+    "n0_c8_h4_w4_g2",
 ]
 
 
-def integers(shape, high, dtype, memory_format=torch.contiguous_format):
-    return torch.randint(-high, high + 1, shape).to(dtype).contiguous(memory_format=memory_format)
+def problem_of(text, dtype, layout) -> ConvProblem:
+    return ConvProblem.parse(f"{text}_{str(dtype).removeprefix('torch.')}_{layout}")
 
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-FORWARD = [("cpu", torch.float32), *((backend, dtype) for backend in ("aten", "reference") for dtype in DTYPES)]
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend, dtype", FORWARD, ids=str)
-def test_conv_is_exact(backend, dtype, shape, layout):
-    n, c_in, c_out, h, w, kernel, stride, padding, dilation, groups = shape
-    torch.manual_seed(0)
-    x = integers((n, c_in, h, w), 2, dtype, FORMATS[layout])
-    weight = integers((c_out, c_in // groups, kernel, kernel), 1, dtype)
-    bias = integers((c_out,), 3, dtype)
-    conv = (stride, padding, dilation, groups)
-    with rk.use_backend(backend):
-        y = rk.functional.grouped_conv2d(x, weight, bias, *conv)
-    assert n == 0 or y.is_contiguous(memory_format=FORMATS[layout])
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), *conv).to(dtype)
-    torch.testing.assert_close(y, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+@pytest.mark.parametrize("layout", cases.FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", PROBLEMS)
+@pytest.mark.parametrize("op", exact.OPS)
 @pytest.mark.parametrize("backend", ["aten", "reference"])
-def test_conv_backward_is_exact(backend, shape, dtype, layout):
-    n, c_in, c_out, h, w, kernel, stride, padding, dilation, groups = shape
+def test_exact(backend, op, text, dtype, layout):
+    # reference is held against PyTorch in float64, everything else against reference
+    oracle = "aten" if backend == "reference" else "reference"
+    assert exact.mismatch(op, problem_of(text, DTYPES[dtype], layout), backend, oracle=oracle) is None
+
+
+@pytest.mark.parametrize("layout", cases.FORMATS)
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize("text", PROBLEMS)
+@pytest.mark.parametrize("op", ["grouped_conv2d", "grouped_conv2d_affine_act"])
+def test_cpu_kernel_is_exact(op, text, activation, layout):
+    problem = problem_of(text, torch.float32, layout)
+    assert exact.mismatch(op, problem, "cpu", activation=activation) is None
+
+
+@pytest.mark.parametrize("layout", cases.FORMATS)
+@pytest.mark.parametrize("backend", ["aten", "reference", "cpu"])
+def test_output_has_the_inputs_memory_format(backend, layout):
+    problem = problem_of("n2_c8_h5_g2", torch.float32, layout)
+    (z,) = call("grouped_conv2d", cases.make("grouped_conv2d", problem, integers=True), backend)
+    assert z.is_contiguous(memory_format=cases.FORMATS[layout])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference_statistics_are_exact(dtype):
+    """Pairs m + d, m - d over a power of two of values: mean m and M2 = sum d^2 whatever the order."""
     torch.manual_seed(0)
-    x = integers((n, c_in, h, w), 1, dtype, FORMATS[layout]).requires_grad_()
-    weight = integers((c_out, c_in // groups, kernel, kernel), 1, dtype).requires_grad_()
-    conv = (stride, padding, dilation, groups)
-    with rk.use_backend(backend):
-        y = rk.functional.grouped_conv2d(x, weight, None, *conv)
-    # density 1/8 keeps wgrad's sums over N * OH * OW within the dtype's integers before the final rounding
-    grad = integers(y.shape, 1, dtype) * (torch.rand(y.shape) < 0.125)
-    dx, dw = torch.autograd.grad(y, (x, weight), grad)
-    wide = [t.detach().double().requires_grad_() for t in (x, weight)]
-    expected = torch.autograd.grad(F.conv2d(*wide, None, *conv), wide, grad.double())
-    torch.testing.assert_close(dx, expected[0].to(dtype), rtol=0, atol=0)
-    torch.testing.assert_close(dw, expected[1].to(dtype), rtol=0, atol=0)
+    m, d = torch.randint(-8, 9, (1, 5, 1, 1)), torch.randint(-8, 9, (2, 5, 4, 4))
+    mean, m2 = call("bn_stats", (torch.cat([m + d, m - d]).to(DTYPES[dtype]),), "reference")
+    assert torch.equal(mean, m.flatten().float()) and torch.equal(m2, 2 * d.square().sum((0, 2, 3)).float())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "aten", "reference"])
+def test_each_weight_reaches_its_own_output_alone(backend):
+    """One-hot weights: output channel o of group g is the shifted input channel of that group and no other."""
+    groups, per_group, h, w = 3, 4, 6, 7
+    x = torch.arange(1, groups * per_group * h * w + 1).float().view(1, groups * per_group, h, w)
+    for out, inner, i, j in [(0, 0, 0, 0), (3, 2, 1, 2), (5, 1, 2, 0), (11, 3, 1, 1)]:
+        weight = torch.zeros(groups * per_group, per_group, 3, 3)
+        weight[out, inner, i, j] = 1
+        (z,) = call("grouped_conv2d", (x, weight, None, [1, 1], [1, 1], [1, 1], groups), backend)
+        expected = torch.zeros_like(z)
+        source = x[0, out // per_group * per_group + inner]
+        expected[0, out] = torch.nn.functional.pad(source, (1, 1, 1, 1))[i : i + h, j : j + w]
+        assert torch.equal(z, expected)

@@ -1,0 +1,60 @@
+"""python -m resnext_kernels info | explain PROBLEM."""
+
+import argparse
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from . import available_backends, backends
+from .problem import ConvProblem
+from .testing import cases, machine
+
+
+def info(arguments, console) -> int:
+    """Prints versions, the machine and which backends this installation has, with the reasons for those it lacks."""
+    rows = {**machine.describe(), **{f"backend {name}": state for name, state in available_backends().items()}}
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    return 0
+
+
+def explain(arguments, console) -> int:
+    """Prints, for every op on one problem, the backend that would run it and why those before it would not."""
+    try:
+        problem = ConvProblem.parse(arguments.problem)
+        ops = [op for op in cases.CASES if not backends.reference.unsupported_reasons(op, problem)]
+        rows = [(op, *backends.explain(op, problem, arguments.backend)) for op in ops]
+    except (ValueError, TypeError) as error:
+        console.print(f"[red]error:[/red] {error}")
+        return 2
+    console.print(f"{problem}: {problem.flops / 1e9:.3g} GFLOP, {problem.bytes / 1e6:.3g} MB", highlight=False)
+    table = Table("op", "backend", "why not the others")
+    for op, name, refused in rows:
+        table.add_row(op, name or "none", "\n".join(f"{other}: {'; '.join(why)}" for other, why in refused.items()))
+    console.print(table)
+    return 0
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m resnext_kernels", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("info", help=info.__doc__, description=info.__doc__)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=info)
+    command = commands.add_parser("explain", help=explain.__doc__, description=explain.__doc__)
+    command.add_argument("problem", help="such as n8_c128_h56_g32_s2_float32_nhwc_cpu; unnamed parts have defaults")
+    command.add_argument("--backend", default="auto", help="names as in use_backend, joined by commas; default: auto")
+    command.set_defaults(run=explain)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments, Console(width=None if sys.stdout.isatty() else 140))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""What a measurement must be read with: machine, versions, threads, build, commit."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from .. import __version__, _native
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"release {__version__}"
+
+
+def describe() -> dict[str, object]:
+    """One flat dictionary, for `python -m resnext_kernels info` and the head of a benchmark's JSON file."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    native = _native.missing or f"{_native._C.build_info()['compiler']}, {'/'.join(_native._C.build_info()['isas'])}"
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "resnext_kernels": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "native": native,
+        "cpu_isa": None if _native.missing else _native._C.cpu_isa(),
+    }
