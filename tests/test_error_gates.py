@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from resnext_kernels.checks import ACTIVATIONS
 from resnext_kernels.problem import ConvProblem
 from resnext_kernels.testing import cases, gates
 from resnext_kernels.testing.verify import call, judge, verify
@@ -11,10 +12,14 @@ DTYPES = ["float64", "float32", "bfloat16", "float16"]
 PROBLEMS = ["n2_c32_h14_g8", "n1_c24_h9_w11_o12_g3_s2", "n2_c10_h7_w6_g1_p2_d2"]
 
 
+def activations(op):
+    schema = getattr(torch.ops.resnext_kernels, op).default._schema
+    return ACTIVATIONS if any(argument.name == "activation" for argument in schema.arguments) else ["identity"]
+
+
 @pytest.mark.parametrize("layout", cases.FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ["relu", "silu", "identity"])
-@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.parametrize("op, activation", [(op, activation) for op in cases.CASES for activation in activations(op)])
 @pytest.mark.parametrize("backend", ["cpu,aten", "reference"])
 def test_every_op(backend, op, activation, dtype, layout):
     for text in PROBLEMS:
