@@ -132,6 +132,8 @@ class ConvProblem:
 
 
 def _memoised(build, *signature):
+    if torch.compiler.is_compiling():
+        return build(*signature)
     try:
         return _cache(build, *signature)
     except TypeError:

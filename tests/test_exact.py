@@ -10,7 +10,7 @@ from resnext_kernels.testing.verify import call
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Corners of strips, tiles and vectors; n, c, h, w, o, k, s, p, d, g as ConvProblem.parse has them.
 PROBLEMS = [
-    "n2_c128_h56_g32",
+    "n1_c128_h56_g32",
     "n1_c256_h14_g32_s2",
     "n1_c64_h9_w13_g4",
     "n2_c28_h9_w11_g2_p2_d2",

@@ -98,7 +98,7 @@ def bn_act_reduce(grad_output, z, scale, shift, mean, rstd, y, activation):
 def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, output_mask):
     layout = memory_format(z)
     g = _masked_grad(grad_output, z, scale, shift, y, activation)
-    dz = dresidual = z.new_empty(0)
+    dz, dresidual = z.new_empty(0), z.new_empty(0)
     if output_mask[0]:
         dz = _channel(a) * g + (_channel(b) * z.to(scale.dtype) + _channel(c))
         dz = dz.to(z.dtype).contiguous(memory_format=layout)
