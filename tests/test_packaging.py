@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def sdist(checkout, tmp_path_factory):
     return next(folder.glob("*.tar.gz"))
 
 
-def build_wheel(sdist, folder, **env):
-    run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sdist], folder, **env)
+def build_wheel(source, folder, **env):
+    run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source], folder, **env)
     return next(folder.glob("*.whl"))
 
 
@@ -81,10 +82,10 @@ def installed(wheel, tmp_path_factory):
     return unpack(wheel, tmp_path_factory.mktemp("installed"))
 
 
-def sources():
-    """Every file of the package but what Python and the build made."""
-    files = (file.relative_to(ROOT) for file in (ROOT / NAME).rglob("*") if file.is_file())
-    return {file.as_posix() for file in files if file.suffix != ".so" and "__pycache__" not in file.parts}
+def files(folder):
+    """Every file of a folder of the checkout but what Python and the build made."""
+    found = (file.relative_to(ROOT) for file in (ROOT / folder).rglob("*") if file.is_file())
+    return {file.as_posix() for file in found if file.suffix != ".so" and "__pycache__" not in file.parts}
 
 
 def content(wheel):
@@ -92,12 +93,20 @@ def content(wheel):
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
+def test_sdist_holds_all_that_is_built_tested_and_measured(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "setup.py"}
+    assert names >= expected.union(*map(files, ("csrc", NAME, "tests", "benchmarks")))
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
 @builds_native
 def test_wheel_from_sdist_holds_the_package_and_every_native_module(wheel, installed):
     code = f"import json, {NAME}; print(json.dumps({NAME}._native._C.build_info()['modules']))"
     modules = python(code, installed, installed)
     assert "_C" in modules
-    assert content(wheel) == sources() | {f"{NAME}/{module}{SUFFIX}" for module in modules}
+    assert content(wheel) == files(NAME) | {f"{NAME}/{module}{SUFFIX}" for module in modules}
     assert f"-{rk.__version__}-" in wheel.name
 
 
@@ -113,7 +122,7 @@ def pure_wheel(sdist, tmp_path_factory):
 
 
 def test_without_a_compiler_the_wheel_is_pure_python_and_says_how_to_get_the_rest(pure_wheel, tmp_path):
-    assert content(pure_wheel) == sources()
+    assert content(pure_wheel) == files(NAME)
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     folder = unpack(pure_wheel, tmp_path)
     code = f"import json, {NAME} as rk; print(json.dumps([rk.__file__, rk.available_backends()]))"
@@ -138,19 +147,45 @@ print(json.dumps({NAME}.available_backends()["cpu"]))
     assert python(code, folder, folder).endswith("this is Windows AMD64")
 
 
+# In place of the real build, which takes longer: two modules, of which setup.py declares one.
+TWO_MODULES = """
+cmake_minimum_required(VERSION 3.24)
+project(two_modules LANGUAGES CXX)
+find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
+foreach(name _C _second)
+  Python_add_library(${name} MODULE WITH_SOABI module.cpp)
+  target_compile_definitions(${name} PRIVATE NAME="${name}" INIT=PyInit_${name})
+endforeach()
+"""
+MODULE = """
+#include <Python.h>
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, NAME};
+PyMODINIT_FUNC INIT() { return PyModule_Create(&definition); }
+"""
+
+
+@pytest.fixture
+def two_modules(checkout, tmp_path):
+    copy = shutil.copytree(checkout, tmp_path / "copy", ignore=shutil.ignore_patterns("*.so"))
+    (copy / "CMakeLists.txt").write_text(TWO_MODULES)
+    (copy / "module.cpp").write_text(MODULE)
+    return copy
+
+
 @builds_native
-def test_editable_install_carries_every_module_that_cmake_built(checkout, tmp_path):
-    copy = shutil.copytree(checkout, tmp_path / "copy", ignore=shutil.ignore_patterns("*.so", "csrc"))
-    for module in ("_C", "_second"):
-        (copy / f"{module}.cpp").write_text(f"#include <pybind11/pybind11.h>\nPYBIND11_MODULE({module}, m) {{}}\n")
-    cmake = (copy / "CMakeLists.txt").read_text()
-    head = cmake[: cmake.index("pybind11_add_module")]
-    modules = "pybind11_add_module(_C _C.cpp)\npybind11_add_module(_second _second.cpp)\n"
-    (copy / "CMakeLists.txt").write_text(head + modules)
+def test_editable_install_carries_every_module_that_cmake_built(two_modules, tmp_path):
     apart = ["--ignore-installed", "--prefix", tmp_path / "prefix"]  # leaves this environment as it is
-    run([*PIP, "install", "--no-deps", "--no-build-isolation", *apart, "--editable", copy], tmp_path)
-    code = f"import json; from {NAME} import _C, _second; print(json.dumps([_C.__file__, _second.__file__]))"
-    assert python(code, copy) == [str(copy / NAME / f"{module}{SUFFIX}") for module in ("_C", "_second")]
+    run([*PIP, "install", "--no-deps", "--no-build-isolation", *apart, "--editable", two_modules], tmp_path)
+    code = "import json, _C, _second; print(json.dumps([_C.__file__, _second.__file__]))"
+    expected = [str(two_modules / NAME / f"{module}{SUFFIX}") for module in ("_C", "_second")]
+    assert python(code, tmp_path, two_modules / NAME) == expected
+
+
+@builds_native
+def test_a_module_that_is_no_longer_built_is_not_installed(two_modules, tmp_path):
+    build_wheel(two_modules, tmp_path)
+    (two_modules / "CMakeLists.txt").write_text(TWO_MODULES.replace("_C _second", "_C"))
+    assert content(build_wheel(two_modules, tmp_path)) == files(NAME) | {f"{NAME}/_C{SUFFIX}"}
 
 
 @builds_native
