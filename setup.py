@@ -1,40 +1,72 @@
-"""Builds the native library with CMake and Ninja; it needs no torch. All metadata is in pyproject.toml."""
+"""Builds the native modules with CMake and Ninja; it needs no torch. All metadata is in pyproject.toml."""
 
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+PACKAGE = "resnext_kernels"
+
+
+def why_pure() -> str | None:
+    """Why this machine gets the package without native kernels; None where they are built."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return f"they are built on Linux x86-64 and aarch64, this is {platform.system()} {platform.machine()}"
+    compilers = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
+    if not any(map(shutil.which, compilers)):
+        return f"no C++ compiler found (tried {', '.join(compilers)})"
+    return None
 
 
 class CMakeBuild(build_ext):
-    """One CMake run for every native module; without a C++ compiler the package installs as pure Python."""
-
-    def run(self):
-        if os.name != "posix" or not shutil.which(os.environ.get("CXX", "c++")):
-            print("resnext_kernels: no C++ compiler found, installing without native kernels", file=sys.stderr)
-            self.extensions = []
-        super().run()
+    """One CMake run builds every native module; what it built is what gets installed, whatever its name."""
 
     def build_extension(self, ext):
         import pybind11
 
-        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
-        # --fresh: a cache left by an isolated build names a Ninja that is gone.
+        for stale in self._built():
+            stale.unlink()
         configure = [
-            "cmake", "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(build),
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}", "-DCMAKE_BUILD_TYPE=Release",
+            "cmake", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
+            "--fresh",  # an old cache names the Ninja of a build environment that is gone, and another CXX
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={self._folder()}", "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        # Without build isolation, cmake and ninja may be in a virtual environment that is not activated.
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+        for command in (configure, ["cmake", "--build", self.build_temp]):
+            subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+
+    def _folder(self) -> Path:
+        return Path(self.build_lib, PACKAGE).resolve()
+
+    def _built(self) -> list[Path]:
+        return sorted(self._folder().glob("*.so"))
+
+    # setuptools itself would install, and carry to the source tree of an editable install, only what is declared.
+    def get_output_mapping(self):
+        return {str(built): str(ROOT / PACKAGE / built.name) for built in self._built()}
+
+    def get_outputs(self):
+        return list(self.get_output_mapping())
+
+    def copy_extensions_to_source(self):
+        for built, source in self.get_output_mapping().items():
+            self.copy_file(built, source)
 
 
-setup(ext_modules=[Extension("resnext_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+reason = why_pure()
+if reason:
+    print(f"{PACKAGE}: installing without native kernels: {reason}", file=sys.stderr)
+setup(
+    ext_modules=[] if reason else [Extension(f"{PACKAGE}._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

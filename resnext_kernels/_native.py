@@ -1,16 +1,38 @@
 """The native module, or the reason why it is absent; torch's thread pool as a function pointer."""
 
 import ctypes
+import importlib
 import os
+import pkgutil
+import platform
+import sys
 from pathlib import Path
 
 import torch
 
+_package = sys.modules[__package__]
+# An installed package has its metadata beside it and uses its own native modules. A checkout holds none unless they
+# were built in place, and shadows the installed package when Python starts in it: there the installed ones serve.
+if not any(Path(__file__).parents[1].glob(f"{__package__}-*.dist-info")):
+    _package.__path__ = pkgutil.extend_path(_package.__path__, __package__)
+
+
+def _why_absent() -> str:
+    if platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64"):
+        return (
+            "native kernels are not built: this copy was installed where no C++ compiler was found, or not installed; "
+            "they need one with C++17 (Debian, Ubuntu: apt install g++) and then, in the checkout, "
+            "pip install --force-reinstall --no-deps ."
+        )
+    return f"native kernels are built on Linux x86-64 and aarch64, this is {platform.system()} {platform.machine()}"
+
+
 try:
-    from . import _C
+    _C = importlib.import_module(f"{__package__}._C")
+except ModuleNotFoundError:
+    _C, missing = None, _why_absent()
 except ImportError as error:
-    _C = None
-    missing = f"native module not available: {error}"
+    _C, missing = None, f"native kernels do not load: {error}; install the package again on this machine"
 else:
     missing = None
 
@@ -29,4 +51,5 @@ def _serial_in_child():
     parallel_for = 0
 
 
-os.register_at_fork(after_in_child=_serial_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_serial_in_child)
