@@ -55,10 +55,12 @@ def check_bn(x, channels, bn_weight, bn_bias, mean, var, names=("mean", "var")) 
         raise ValueError(f"{missing}: expected a vector as {given} is one, got None; give both or neither")
 
 
-def check_batch(shape) -> None:
-    """Batch statistics need more than one value a channel."""
+def check_batch(shape, eps: float) -> None:
+    """Batch statistics need more than one value a channel and, as a channel may be constant, an eps."""
     if shape[0] * shape[2] * shape[3] == 1:
         raise ValueError(
             f"input: expected more than 1 value per channel when training, got shape {tuple(shape)} before BatchNorm; "
             "use a larger batch or training=False"
         )
+    if eps <= 0:
+        raise ValueError(f"eps: expected a positive number when training, got {eps}")

@@ -74,7 +74,7 @@ def grouped_conv2d_bn_act(
     conv = (pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
     problem = ConvProblem.from_tensors(x, weight, *conv)
     bn = (bn_weight, bn_bias)
-    _check_bn(x, problem.output_shape, bn, running_mean, running_var, training)
+    _check_bn(x, problem.output_shape, bn, running_mean, running_var, training, eps)
     needs_grad = _needs_grad(x, weight, *bn)
     if training:
         forward = ("grouped_conv2d_stats", "affine_act")
@@ -109,7 +109,7 @@ def bn_act(
         if torch.is_autocast_enabled(z.device.type):
             residual = residual.to(z.dtype)
         check_like("residual", residual, z.shape, z)
-    _check_bn(z, z.shape, bn, running_mean, running_var, training)
+    _check_bn(z, z.shape, bn, running_mean, running_var, training, eps)
     needs_grad = _needs_grad(z, *bn, residual)
     forward = ("bn_stats", "affine_act") if training else ("affine_act",)
     if _is_plain(problem, forward + (_BN_BACKWARD if needs_grad else ())):
@@ -130,9 +130,9 @@ def bn_act(
     return _ACTIVATE[outside](y)
 
 
-def _check_bn(x, shape, bn, running_mean, running_var, training):
+def _check_bn(x, shape, bn, running_mean, running_var, training, eps):
     check_bn(x, shape[1], *bn, running_mean, running_var, names=("running_mean", "running_var"))
     if training:
-        check_batch(shape)
+        check_batch(shape, eps)
     elif running_mean is None:
         raise ValueError("running_mean: expected a vector where training is False, got None; use training=True")

@@ -49,6 +49,7 @@ BATCH_NORM = {
     "integer vector": (dict(bn_bias=V.int()), TypeError, "bn_bias: expected a floating dtype, got torch.int32"),
     "only a mean": (dict(running_var=None), ValueError, "running_var: expected a vector as running_mean is one"),
     "no statistics": (dict(running_mean=None, running_var=None), ValueError, "running_mean: .* use training=True"),
+    "no eps": (dict(training=True, eps=0.0), ValueError, "eps: expected a positive number when training, got 0.0"),
     "activation": (dict(activation="gelu"), ValueError, "activation: expected one of identity, relu, silu, got 'gelu'"),
     "vector on another device": (dict(running_mean=V.to("meta")), ValueError, "running_mean: expected device cpu"),
 }
@@ -115,8 +116,15 @@ def test_raw_ops_check_their_arguments(op):
         getattr(torch.ops.resnext_kernels, op)(*good, "nonsense")
 
 
-@pytest.mark.parametrize("text, words", [("c128", "at least channels and height"), ("c8_h8_x9", "got 'x9'"),
-                                         ("c8_h8_g3", "groups: expected"), ("c8_h8_g0", "groups: expected")])  # fmt: skip
-def test_problem_text_is_checked(text, words):
-    with pytest.raises(ValueError, match=words):
+TEXTS = {
+    "c128": "at least channels and height",
+    "c8_h8_x9": "got 'x9'",
+    "c8_h8_g3": "groups: expected",
+    "c8_h8_g0": "groups: expected",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_problem_text_is_checked(text):
+    with pytest.raises(ValueError, match=TEXTS[text]):
         ConvProblem.parse(text)

@@ -26,7 +26,7 @@ def _problem(z, bn_weight, bn_bias, mean, var, residual, eps, activation):
     problem = ConvProblem.from_image(z)
     check_bn(z, problem.c_out, bn_weight, bn_bias, mean, var)
     if mean is None:
-        check_batch(z.shape)
+        check_batch(z.shape, eps)
     if residual is not None:
         check_like("residual", residual, z.shape, z)
     check_activation(activation)

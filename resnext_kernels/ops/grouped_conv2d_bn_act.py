@@ -19,7 +19,7 @@ def _problem(x, weight, bn_weight, bn_bias, mean, var, stride, padding, dilation
     problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
     check_bn(x, problem.c_out, bn_weight, bn_bias, mean, var)
     if mean is None:
-        check_batch(problem.output_shape)
+        check_batch(problem.output_shape, eps)
     check_activation(activation)
     return problem
 
