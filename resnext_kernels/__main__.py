@@ -3,18 +3,21 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from . import available_backends, backends
+from . import _native, available_backends, backends
 from .problem import ConvProblem
 from .testing import cases, machine
 
 
 def info(arguments, console) -> int:
     """Prints versions, the machine and which backends this installation has, with the reasons for those it lacks."""
-    rows = {**machine.describe(), **{f"backend {name}": state for name, state in available_backends().items()}}
+    places = {"package": str(Path(__file__).parent), "native module": getattr(_native._C, "__file__", _native.missing)}
+    states = {f"backend {name}": state for name, state in available_backends().items()}
+    rows = {**machine.describe(), **places, **states}
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0

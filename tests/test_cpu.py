@@ -1,0 +1,152 @@
+"""The native CPU kernels: memory, threads, forks, instruction sets."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import resnext_kernels as rk
+from resnext_kernels import _native
+from resnext_kernels.problem import ConvProblem
+from resnext_kernels.testing import cases, exact
+from resnext_kernels.testing.verify import call
+
+if _native.missing:
+    pytest.skip(_native.missing, allow_module_level=True)
+
+OP = "grouped_conv2d_affine_act"
+# channels a group 1 to 32 and odd ones; strides, dilations, odd sizes, more outputs than inputs and fewer
+PROBLEMS = [
+    f"n2_c{width * groups}_h{h}_w{w}_o{out * groups}_g{groups}_s{stride}_d{dilation}_p{dilation}_{layout}"
+    for layout in cases.FORMATS
+    for width, out, groups, h, w, stride, dilation in [
+        (1, 1, 16, 9, 17, 1, 1), (1, 1, 24, 8, 8, 2, 1), (2, 2, 8, 7, 15, 1, 1), (2, 4, 12, 6, 5, 1, 2),
+        (3, 3, 5, 9, 7, 1, 1), (4, 4, 32, 14, 14, 1, 1), (4, 4, 6, 13, 29, 2, 1), (4, 8, 4, 5, 33, 1, 1),
+        (5, 7, 3, 8, 6, 2, 2), (8, 8, 4, 28, 28, 1, 1), (8, 8, 2, 15, 31, 2, 1), (8, 4, 4, 7, 7, 1, 1),
+        (10, 10, 2, 9, 9, 1, 4), (14, 14, 2, 7, 16, 1, 1), (16, 16, 3, 14, 14, 1, 1), (16, 16, 2, 9, 15, 2, 1),
+        (24, 24, 2, 7, 9, 1, 1), (32, 32, 2, 7, 7, 1, 1), (32, 16, 2, 8, 14, 2, 1), (40, 20, 1, 6, 6, 1, 2),
+        (64, 64, 1, 5, 15, 1, 1), (4, 4, 2, 1, 1, 1, 1), (16, 16, 1, 1, 40, 1, 1), (8, 8, 3, 40, 1, 1, 1),
+    ]
+]  # fmt: skip
+
+
+def mismatches() -> list[str]:
+    results = (exact.mismatch(OP, ConvProblem.parse(text), "cpu", activation="relu") for text in PROBLEMS)
+    return [result for result in results if result]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_is_exact(isa):
+    """In a process of its own, as the choice is made at load."""
+    if isa not in _native._C.build_info()["isas"]:
+        pytest.skip(f"{isa} is not in this build: {_native._C.build_info()['isas']}")
+    code = (
+        "import json, test_cpu; from resnext_kernels import _native\n"
+        "print(json.dumps([_native._C.cpu_isa(), test_cpu.mismatches()]))"
+    )
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    environment = {**os.environ, "RESNEXT_KERNELS_CPU_ISA": isa, "PYTHONPATH": path}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if "as this CPU allows" in result.stderr:
+        pytest.skip(f"this CPU does not run {isa}")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [isa, []]
+
+
+def test_unknown_instruction_set_is_an_error():
+    code = "import torch, resnext_kernels as rk; rk._native._C.cpu_isa()"
+    environment = {**os.environ, "RESNEXT_KERNELS_CPU_ISA": "avx1024"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "RESNEXT_KERNELS_CPU_ISA: expected" in result.stderr and "got avx1024" in result.stderr
+
+
+@pytest.mark.parametrize("text", PROBLEMS[::3])
+def test_same_bits_for_any_number_of_threads(text):
+    args = cases.make(OP, ConvProblem.parse(text), integers=False)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(call(OP, args, "cpu")[0])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def within_nan(values, offset, memory_format):
+    """The same values as a view, misaligned by `offset` elements, into storage that is NaN all around."""
+    n, c, h, w = values.shape
+    big = torch.full((n + 2, c + 4, h + 2, w + 3), float("nan")).contiguous(memory_format=memory_format)
+    flat = torch.full((big.numel() + offset,), float("nan"))
+    big = flat[offset:].as_strided(big.shape, big.stride(), flat.storage_offset() + offset)
+    view = big[1:-1, 2:-2, 1:-1, 1:-2]
+    return view.copy_(values)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_neighbours_in_memory_do_not_matter(text, offset):
+    problem = ConvProblem.parse(text)
+    x, weight, scale, shift, *rest = cases.make(OP, problem, integers=True)
+    view = within_nan(x, offset, cases.FORMATS[problem.layout])
+    weights = within_nan(weight, offset, torch.contiguous_format)
+    vectors = [torch.stack([v, v * float("nan")], 1)[:, 0] for v in (scale, shift)]
+    (y,) = call(OP, (view, weights, *vectors, *rest), "cpu")
+    (expected,) = call(OP, (x, weight, scale, shift, *rest), "reference")
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("strides", ["transposed", "expanded", "channels reversed in memory order"])
+def test_strides_of_any_kind(strides):
+    problem = ConvProblem.parse("n2_c8_h6_w6_g2")
+    x, *rest = cases.make(OP, problem, integers=True)
+    if strides == "transposed":
+        x = x.transpose(2, 3)
+    elif strides == "expanded":
+        x = x[:1].expand(2, -1, -1, -1)
+    else:
+        x = x.permute(1, 3, 0, 2).contiguous().permute(2, 0, 3, 1)
+    (y,), (expected,) = call(OP, (x, *rest), "cpu"), call(OP, (x.contiguous(), *rest), "reference")
+    assert torch.equal(y, expected)
+
+
+def test_concurrent_calls():
+    """Python threads share the kernels; the GIL is released meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    args = cases.make(OP, ConvProblem.parse("n4_c64_h28_g16_nhwc"), integers=True)
+    (expected,) = call(OP, args, "cpu")
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(y, expected) for (y,) in pool.map(lambda _: call(OP, args, "cpu"), range(32)))
+
+
+def test_forked_child_does_not_hang():
+    code = """
+import os, torch, resnext_kernels as rk
+x, weight = torch.ones(8, 64, 28, 28), torch.ones(64, 4, 3, 3)
+def run():
+    with rk.use_backend("cpu"):
+        y = rk.functional.grouped_conv2d(x, weight, padding=1, groups=16)
+    return y.numpy().tobytes()  # torch's own parallel ops do hang in the child
+torch.set_num_threads(2)
+here, pid = run(), os.fork()
+if pid == 0:
+    os._exit(0 if run() == here else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "0", result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc/self/maps")
+def test_one_openmp_runtime():
+    with rk.use_backend("cpu"):
+        rk.functional.grouped_conv2d(torch.ones(1, 4, 5, 5), torch.ones(4, 2, 3, 3), groups=2)
+    with open("/proc/self/maps") as maps:
+        runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    bundled = {path for path in runtimes if "torch" in path}
+    assert len(bundled) <= 1 and not any("resnext_kernels" in path for path in runtimes)
