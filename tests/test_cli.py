@@ -78,12 +78,10 @@ def test_report_has_every_field(report):
 
 @pytest.mark.skipif(_native.missing is not None, reason=f"{_native.missing}")
 def test_report_names_the_backend_that_ran(report):
+    eager, folded = ({f"{kind} nchw", f"{kind} channels_last"} for kind in ("eager", "folded"))
+    expected = {"eval": ("cpu", eager | folded), "train": ("aten", eager)}
     for row in report[1]["rows"]:
-        assert row["backend"] == {"eval": "cpu", "train": "aten"}[row["pass"]]
-        names = {"eager nchw", "eager channels_last"}
-        assert set(row["baselines"]) == names | (
-            {"folded nchw", "folded channels_last"} if row["pass"] == "eval" else set()
-        )
+        assert (row["backend"], set(row["baselines"])) == expected[row["pass"]]
 
 
 def test_report_refuses_a_wrong_kernel(tmp_path):

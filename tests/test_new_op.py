@@ -1,4 +1,4 @@
-"""A new op touches three places: ops/, the reference, the cases. Shown with a throw-away op in a copy of the package."""
+"""A new op touches three places: ops/, the reference, the cases; shown with a throw-away op in a copy."""
 
 import shutil
 import subprocess
