@@ -82,7 +82,7 @@ def grouped_conv2d_bn_act(
         forward = ("grouped_conv2d", "affine_act") if needs_grad else ("grouped_conv2d_affine_act",)
     if _is_plain(problem, forward + (_FUSED_BACKWARD if needs_grad else ())):
         z = F.conv2d(x, weight, None, *conv)
-        return _ACTIVATE[activation](F.batch_norm(z, running_mean, running_var, *bn, training, momentum, eps))
+        return _ACTIVATE[activation](_plain_batch_norm(z, bn, running_mean, running_var, training, momentum, eps))
     requested = backends.requested()
     if not training and not needs_grad:
         scale, shift = fold_running(running_mean, running_var, *bn, eps, x)
@@ -113,7 +113,7 @@ def bn_act(
     needs_grad = _needs_grad(z, *bn, residual)
     forward = ("bn_stats", "affine_act") if training else ("affine_act",)
     if _is_plain(problem, forward + (_BN_BACKWARD if needs_grad else ())):
-        pre = F.batch_norm(z, running_mean, running_var, *bn, training, momentum, eps)
+        pre = _plain_batch_norm(z, bn, running_mean, running_var, training, momentum, eps)
         return _ACTIVATE[activation](pre if residual is None else pre + residual)
     requested = backends.requested()
     if not training and not needs_grad:
@@ -128,6 +128,12 @@ def bn_act(
         count = z.numel() // z.shape[1]
         update_running_stats(running_mean, running_var, mean.detach(), var.detach(), count, momentum)
     return _ACTIVATE[outside](y)
+
+
+def _plain_batch_norm(z, bn, running_mean, running_var, training, momentum, eps):
+    # What F.batch_norm calls; some releases of that refuse the eps of 0 that frozen detectors have.
+    cudnn = torch.backends.cudnn.enabled
+    return torch.batch_norm(z, *bn, running_mean, running_var, training, momentum, eps, cudnn)
 
 
 def _check_bn(x, shape, bn, running_mean, running_var, training, eps):

@@ -27,8 +27,8 @@ def bn_state(channels=8, dtype=torch.float32):
 
 def expected(x, weight, state, training, activation="relu", momentum=0.1, eps=1e-5, residual=None):
     z = x if weight is None else F.conv2d(x, weight, None, 1, 1, 1, 2)
-    y = F.batch_norm(z, state["running_mean"], state["running_var"], state["bn_weight"], state["bn_bias"], training,
-                     momentum, eps)  # fmt: skip
+    bn = (state["bn_weight"], state["bn_bias"], state["running_mean"], state["running_var"])
+    y = torch.batch_norm(z, *bn, training, momentum, eps, False)
     return ACTIVATE[activation](y if residual is None else y + residual)
 
 
