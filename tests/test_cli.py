@@ -104,3 +104,9 @@ def test_report_without_a_gpu_says_so():
         pytest.skip("a GPU is here")
     result = run(ROOT / "benchmarks" / "run.py", "--device", "cuda")
     assert result.returncode == 2 and "--device: expected a device that torch sees" in result.stderr
+
+
+def test_pytest_benchmark_of_the_ops(tmp_path):
+    options = ["-k", "affine_act and 1024 and cpu", "--benchmark-disable", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    result = run("-m", "pytest", ROOT / "benchmarks", "--rootdir", tmp_path, *options, cwd=tmp_path)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout
