@@ -2,6 +2,18 @@
 
 from . import functional
 from .backends import BackendError, available_backends, use_backend
+from .modules import GroupedConv2d, GroupedConvBNAct2d
+from .swapping import register_adapter, restore, swap
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "available_backends", "functional", "use_backend"]
+__all__ = [
+    "BackendError",
+    "GroupedConv2d",
+    "GroupedConvBNAct2d",
+    "available_backends",
+    "functional",
+    "register_adapter",
+    "restore",
+    "swap",
+    "use_backend",
+]

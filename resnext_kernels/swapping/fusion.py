@@ -1,0 +1,217 @@
+"""Runs a block's own forward with its convolutions, norms and activations deferred, so that they can fuse.
+
+A swapped block calls its original forward on a `View` of itself. The view's convolution returns a `Deferred`, its norm
+adds itself to that, its activation computes the whole by one functional call. Whatever else touches a Deferred, an
+attention module, torch.cat, an attribute, gets the tensor that the original modules compute. Nothing of the block is
+changed: parameters, buffers, hooks and names stay where they are.
+"""
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from .. import functional
+
+_ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Identity: "identity"}
+# Told by name, as neither torchvision nor timm is imported. Frozen ones are BatchNorm in evaluation, for ever.
+_NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.batchnorm.SyncBatchNorm",
+          "timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct"}  # fmt: skip
+_FROZEN_NORMS = {"torchvision.ops.misc.FrozenBatchNorm2d", "timm.layers.norm_act.FrozenBatchNormAct2d"}
+_SYNC = ("SyncBatchNorm", "SyncBatchNormAct")
+# Containers whose forward is viewed like the block's own: what they return may stay deferred.
+TRANSPARENT = {"timm.models.dpn.BnActConv2d", "timm.models.dpn.CatBnAct"}
+
+
+def class_name(module) -> str:
+    kind = type_before_parametrizations(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def has_hooks(module) -> bool:
+    """Hooks see a module's own input and output, so one that has any runs by itself."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def has_global_hooks() -> bool:
+    return bool(
+        nn_module._global_forward_hooks
+        or nn_module._global_forward_pre_hooks
+        or nn_module._global_backward_hooks
+        or nn_module._global_backward_pre_hooks
+    )
+
+
+def why_conv_not_fused(conv) -> str | None:
+    if not isinstance(conv, nn.Conv2d) or class_name(conv) != "torch.nn.modules.conv.Conv2d":
+        return f"is a {type(conv).__name__}, not nn.Conv2d"
+    if conv.groups == 1 or conv.kernel_size != (3, 3):
+        return f"is a {conv.kernel_size} convolution of {conv.groups} groups"
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return f"pads with {conv.padding_mode!r} {conv.padding!r}"
+    if conv.bias is not None:
+        return "has a bias"
+    if has_hooks(conv):
+        return "has hooks"
+    return None
+
+
+def why_norm_not_fused(norm) -> str | None:
+    name = class_name(norm)
+    if name not in _NORMS and name not in _FROZEN_NORMS:
+        return f"is a {type(norm).__name__}, not BatchNorm2d"
+    if name.endswith(_SYNC) and norm.training:
+        return f"is a {type(norm).__name__} in training, which talks to other processes"
+    if has_hooks(norm):
+        return "has hooks"
+    drop = getattr(norm, "drop", None)
+    if drop is not None and type(drop) is not nn.Identity:
+        return f"drops with {type(drop).__name__}"
+    act = getattr(norm, "act", None)
+    if act is not None and has_hooks(act):
+        return "has hooks on its activation"
+    return None
+
+
+def _statistics(norm) -> dict:
+    """The BatchNorm arguments of functional.bn_act, after counting the batch as the norm itself would."""
+    if class_name(norm) in _FROZEN_NORMS:
+        training, momentum, tracked = False, 0.0, True
+    else:
+        momentum, tracked = norm.momentum, norm.track_running_stats
+        if norm.training and tracked and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:  # the cumulative average
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        training = norm.training or norm.running_mean is None
+    keep = not norm.training or tracked
+    return dict(
+        running_mean=norm.running_mean if keep else None, running_var=norm.running_var if keep else None,
+        bn_weight=norm.weight, bn_bias=norm.bias, training=training, momentum=momentum or 0.0, eps=norm.eps,
+    )  # fmt: skip
+
+
+class Deferred:
+    """A tensor that is not computed yet: conv(x), norm(conv(x)) or norm(x), the last with a residual or not."""
+
+    def __init__(self, x, conv=None, norm=None, residual=None):
+        self.x, self.conv, self.norm, self.residual = x, conv, norm, residual
+        self.value = None
+
+    def resolve(self) -> torch.Tensor:
+        """The tensor itself: a convolution and its norm fused, all else by the original modules."""
+        if self.value is None:
+            if self.norm is None:
+                self.value = self.conv(self.x)
+            elif self.conv is not None:
+                self.value = self.activated("identity")
+            else:
+                value = self.norm(self.x)
+                self.value = value if self.residual is None else value + self.residual
+        return self.value
+
+    def activated(self, activation: str) -> torch.Tensor:
+        """activation(self), fused."""
+        conv, bn = self.conv, _statistics(self.norm)
+        if conv is None:
+            return functional.bn_act(self.x, **bn, residual=self.residual, activation=activation)
+        return functional.grouped_conv2d_bn_act(
+            self.x, conv.weight, **bn, stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
+            groups=conv.groups, activation=activation,
+        )  # fmt: skip
+
+    def __add__(self, other):
+        other = resolve(other)
+        if self.conv is None and self.residual is None and self._is_like(other):
+            return Deferred(self.x, None, self.norm, other)
+        return self.resolve() + other
+
+    __iadd__ = __radd__ = __add__
+
+    def _is_like(self, other) -> bool:
+        x = self.x
+        return isinstance(other, torch.Tensor) and (other.shape, other.dtype) == (x.shape, x.dtype)
+
+    def __getattr__(self, name):
+        return getattr(self.resolve(), name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args = [[resolve(v) for v in a] if isinstance(a, (list, tuple)) else resolve(a) for a in args]
+        return function(*args, **{key: resolve(value) for key, value in (kwargs or {}).items()})
+
+
+def resolve(value):
+    if isinstance(value, tuple):
+        return tuple(map(resolve, value))
+    return value.resolve() if isinstance(value, Deferred) else value
+
+
+class Child:
+    """A child of a block as its view shows it: a call may be deferred, all else is the module's own."""
+
+    def __init__(self, module, defers=True):
+        self.module, self.defers = module, defers
+
+    def __call__(self, x, *args, **kwargs):
+        module = self.module
+        if not isinstance(module, nn.Module) or has_hooks(module):
+            return module(resolve(x), *map(resolve, args), **kwargs)
+        if class_name(module) in TRANSPARENT:
+            return type(module).forward(View(module), x, *args, **kwargs)
+        kind = type_before_parametrizations(module)
+        if isinstance(x, Deferred):
+            if kind is nn.Identity:
+                return x
+            if x.norm is not None and kind in _ACTIVATIONS:
+                return x.activated(_ACTIVATIONS[kind])
+        elif self.defers and isinstance(x, torch.Tensor) and why_conv_not_fused(module) is None:
+            return Deferred(x, module)
+        pending = isinstance(x, Deferred) and x.norm is None
+        if (pending or (self.defers and isinstance(x, torch.Tensor))) and why_norm_not_fused(module) is None:
+            return _normed(x, module)
+        return module(resolve(x), *map(resolve, args), **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def __iter__(self):
+        return map(Child, self.module)
+
+    def __getitem__(self, index):
+        return Child(self.module[index])
+
+    def __len__(self):
+        return len(self.module)
+
+
+def _normed(x, norm):
+    """norm(x): deferred, unless the norm brings an activation of its own."""
+    deferred = Deferred(x.x, x.conv, norm) if isinstance(x, Deferred) else Deferred(x, None, norm)
+    act = getattr(norm, "act", None)
+    if act is None or type(act) is nn.Identity:
+        return deferred
+    if type(act) in _ACTIVATIONS:
+        return deferred.activated(_ACTIVATIONS[type(act)])
+    return act(deferred.activated("identity"))
+
+
+class View:
+    """A block as its forward sees it: its children are `Child`, all else is the block's own.
+
+    With `names`, only the convolution of those names starts a chain.
+    """
+
+    def __init__(self, block, names=None):
+        self.block, self.names = block, names
+
+    def __getattr__(self, name):
+        value = getattr(self.block, name)
+        if isinstance(value, nn.Module):
+            return Child(value, self.names is None or name in self.names)
+        return value
+
+    def __iter__(self):
+        return map(Child, self.block)
