@@ -4,6 +4,7 @@ from . import functional
 from .backends import BackendError, available_backends, use_backend
 from .modules import GroupedConv2d, GroupedConvBNAct2d
 from .swapping import register_adapter, restore, swap
+from .swapping.explanation import explain
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "GroupedConv2d",
     "GroupedConvBNAct2d",
     "available_backends",
+    "explain",
     "functional",
     "register_adapter",
     "restore",

@@ -20,7 +20,7 @@ _NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.batchnorm.
 _FROZEN_NORMS = {"torchvision.ops.misc.FrozenBatchNorm2d", "timm.layers.norm_act.FrozenBatchNormAct2d"}
 _SYNC = ("SyncBatchNorm", "SyncBatchNormAct")
 # Containers whose forward is viewed like the block's own: what they return may stay deferred.
-TRANSPARENT = {"timm.models.dpn.BnActConv2d", "timm.models.dpn.CatBnAct"}
+TRANSPARENT = {"timm.models.dpn.BnAct", "timm.models.dpn.BnActConv2d"}
 
 
 def class_name(module) -> str:
@@ -136,6 +136,9 @@ class Deferred:
 
     def __getattr__(self, name):
         return getattr(self.resolve(), name)
+
+    def __getitem__(self, index):
+        return self.resolve()[index]
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
