@@ -7,11 +7,30 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def pair(name: str, value) -> tuple[int, int]:
-    """`value` or the two of `value`, as torch.nn.functional.conv2d takes them."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(values) != 2:
+    """`value` twice, or the two of `value`, as torch.nn.functional.conv2d takes them."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    values = values * 2 if len(values) == 1 else values
+    if len(values) != 2 or not all(isinstance(v, (int, torch.SymInt)) for v in values):
         raise ValueError(f"{name}: expected an int or a pair of ints, got {value!r}")
     return values
+
+
+def conv_arguments(weight, stride, padding, dilation, groups) -> tuple:
+    """(stride, padding, dilation) as pairs, and groups; padding "valid" and "same" as in F.conv2d."""
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
+    if not isinstance(groups, (int, torch.SymInt)):
+        raise ValueError(f"groups: expected an int, got {groups!r}")
+    if not isinstance(padding, str):
+        return stride, pair("padding", padding), dilation, groups
+    around = tuple(d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True))
+    if padding == "valid":
+        return stride, (0, 0), dilation, groups
+    if padding != "same" or stride != (1, 1) or around[0] % 2 or around[1] % 2:
+        raise ValueError(
+            f"padding: expected ints, 'valid', or 'same' with stride 1 and an even dilation * (kernel - 1), got "
+            f"{padding!r} with stride {stride}, which pads by {around} in all; use F.pad before"
+        )
+    return stride, (around[0] // 2, around[1] // 2), dilation, groups
 
 
 def check_activation(activation: str) -> None:
@@ -64,3 +83,18 @@ def check_batch(shape, eps: float) -> None:
         )
     if eps <= 0:
         raise ValueError(f"eps: expected a positive number when training, got {eps}")
+
+
+def check_statistics(running_mean, running_var, training, momentum, eps) -> None:
+    """What the public functions say of F.batch_norm's arguments."""
+    if not training and running_mean is None:
+        raise ValueError("running_mean: expected a vector where training is False, got None; use training=True")
+    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+        if vector is not None and vector.requires_grad:
+            raise ValueError(f"{name}: expected a buffer without gradient, got one that requires it; detach() it")
+    if momentum is None:
+        raise ValueError(
+            "momentum: expected a number, got None; for a cumulative average pass 1 / (number of batches so far)"
+        )
+    if eps < 0:
+        raise ValueError(f"eps: expected a number >= 0, got {eps}")
