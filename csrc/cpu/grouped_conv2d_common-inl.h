@@ -1,0 +1,129 @@
+// What the grouped convolution kernels share: scratch memory, running tasks on threads, the epilogue.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "cpu/simd.h"
+#include "problem.h"
+
+namespace rk::cpu::RK_ISA {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Zeroed floats on a cache line, null when memory ran out: a thread's body must not throw. Not std::vector,
+// whose inline code the linker could take from another ISA's object.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    const size_t bytes = ceil_div(floats, 16) * 64;
+    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (data_) std::memset(data_, 0, bytes);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+  float* data() const { return data_; }
+
+ private:
+  float* data_;
+};
+
+// Runs kernel.range over its tasks, each thread with scratch of its own.
+template <class Kernel>
+void run(const Kernel& kernel, ParallelFor parallel_for) {
+  struct Context {
+    const Kernel& kernel;
+    std::atomic<bool> out_of_memory;
+
+    static void body(int64_t begin, int64_t end, void* context) {
+      auto& self = *static_cast<Context*>(context);
+      const Scratch scratch(self.kernel.scratch_floats());
+      if (scratch.data())
+        self.kernel.range(begin, end, scratch.data());
+      else
+        self.out_of_memory = true;
+    }
+  } context{kernel, {false}};
+  if (parallel_for)
+    parallel_for(0, kernel.tasks(), 1, &Context::body, &context);
+  else
+    Context::body(0, kernel.tasks(), &context);
+  if (context.out_of_memory) throw std::bad_alloc();
+}
+
+// act(v * scale + shift) on a vector of sums.
+struct Finish {
+  Vec scale, shift;
+  Activation activation;
+
+  // Lanes are channels.
+  Finish(const Epilogue& epilogue, int64_t first_channel, int64_t count)
+      : scale(epilogue.scale ? load_first(epilogue.scale + first_channel, count) : broadcast(1.f)),
+        shift(epilogue.shift ? load_first(epilogue.shift + first_channel, count) : Vec{}),
+        activation(epilogue.activation) {}
+
+  // All lanes are one channel.
+  Finish(const Epilogue& epilogue, int64_t channel)
+      : scale(broadcast(epilogue.scale ? epilogue.scale[channel] : 1.f)),
+        shift(broadcast(epilogue.shift ? epilogue.shift[channel] : 0.f)),
+        activation(epilogue.activation) {}
+
+  RK_INLINE Vec operator()(Vec sum) const {
+    const Vec v = fma(sum, scale, shift);
+    // v <= 0, not max: NaN passes, as in eager.
+    if (activation == Activation::kRelu) return v <= 0.f ? Vec{} : v;
+    if (activation == Activation::kSilu) return v / (1.f + exp(-v));
+    return v;
+  }
+};
+
+// One group's input rows for a strip of output rows, zero-padded and split by stride phase, so that a kernel
+// tap is a fixed offset and neighbouring outputs read neighbouring cells. A cell is a float or a vector.
+struct PaddedStrip {
+  int64_t pitch, rows, phase_size, output_rows, strips;
+
+  PaddedStrip(const ConvProblem& p, int64_t most_cells) {
+    pitch = p.ow + p.dilation[1] * (p.kw - 1) / p.stride[1];
+    const int64_t halo = p.dilation[0] * (p.kh - 1) / p.stride[0], phases = p.stride[0] * p.stride[1];
+    output_rows = std::clamp(most_cells / (pitch * phases) - halo, std::min(p.oh, int64_t{4}), p.oh);
+    strips = ceil_div(p.oh, output_rows);
+    output_rows = ceil_div(p.oh, strips);
+    rows = output_rows + halo;
+    phase_size = rows * pitch;
+  }
+
+  int64_t phases(const ConvProblem& p) const { return p.stride[0] * p.stride[1]; }
+
+  int64_t tap(const ConvProblem& p, int64_t i, int64_t j) const {
+    const int64_t y = i * p.dilation[0], x = j * p.dilation[1];
+    const int64_t phase = y % p.stride[0] * p.stride[1] + x % p.stride[1];
+    return phase * phase_size + y / p.stride[0] * pitch + x / p.stride[1];
+  }
+
+  // Calls copy(cell, row, column, count) for the cells inside the image, whose columns step by the stride,
+  // and clear(cell, count) for rows outside it. Columns outside are never written and stay zero.
+  template <class Copy, class Clear>
+  RK_INLINE void fill(const ConvProblem& p, int64_t strip, Copy copy, Clear clear) const {
+    for (int64_t b = 0; b < p.stride[1]; ++b) {
+      const int64_t first = b - p.padding[1], step = p.stride[1];
+      const int64_t begin = std::min(pitch, first < 0 ? ceil_div(-first, step) : 0);
+      const int64_t end = first < p.w ? std::clamp(ceil_div(p.w - first, step), begin, pitch) : begin;
+      for (int64_t a = 0; a < p.stride[0]; ++a)
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t row = (strip * output_rows + r) * p.stride[0] + a - p.padding[0];
+          const int64_t cell = (a * p.stride[1] + b) * phase_size + r * pitch + begin;
+          if (row < 0 || row >= p.h)
+            clear(cell, end - begin);
+          else
+            copy(cell, row, first + begin * step, end - begin);
+        }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace rk::cpu::RK_ISA
