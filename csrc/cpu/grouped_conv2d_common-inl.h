@@ -12,7 +12,14 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The least power of two that is no less than n.
+inline int64_t power_of_two(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
 
 // Zeroed floats on a cache line, null when memory ran out: a thread's body must not throw. Not std::vector,
 // whose inline code the linker could take from another ISA's object.
@@ -55,31 +62,57 @@ void run(const Kernel& kernel, ParallelFor parallel_for) {
   if (context.out_of_memory) throw std::bad_alloc();
 }
 
-// act(v * scale + shift) on a vector of sums.
+// act(sum * scale + shift).
 struct Finish {
-  Vec scale, shift;
-  Activation activation;
+  Vec scale, shift, floor;
+  bool silu;
 
   // Lanes are channels.
   Finish(const Epilogue& epilogue, int64_t first_channel, int64_t count)
-      : scale(epilogue.scale ? load_first(epilogue.scale + first_channel, count) : broadcast(1.f)),
-        shift(epilogue.shift ? load_first(epilogue.shift + first_channel, count) : Vec{}),
-        activation(epilogue.activation) {}
+      : Finish(epilogue, epilogue.scale ? load_first(epilogue.scale + first_channel, count) : broadcast(1.f),
+               epilogue.shift ? load_first(epilogue.shift + first_channel, count) : Vec{}) {}
 
   // All lanes are one channel.
   Finish(const Epilogue& epilogue, int64_t channel)
-      : scale(broadcast(epilogue.scale ? epilogue.scale[channel] : 1.f)),
-        shift(broadcast(epilogue.shift ? epilogue.shift[channel] : 0.f)),
-        activation(epilogue.activation) {}
+      : Finish(epilogue, broadcast(epilogue.scale ? epilogue.scale[channel] : 1.f),
+               broadcast(epilogue.shift ? epilogue.shift[channel] : 0.f)) {}
+
+  Finish(const Epilogue& epilogue, Vec scale, Vec shift)
+      : scale(scale),
+        shift(shift),
+        floor(broadcast(epilogue.activation == Activation::kRelu ? 0.f : -__builtin_inff())),
+        silu(epilogue.activation == Activation::kSilu) {}
+
+  // All but SiLU, without a branch. Not max: NaN passes, as in eager.
+  RK_INLINE Vec bounded(Vec sum) const {
+    const Vec v = fma(sum, scale, shift);
+    return v <= floor ? floor : v;
+  }
 
   RK_INLINE Vec operator()(Vec sum) const {
-    const Vec v = fma(sum, scale, shift);
-    // v <= 0, not max: NaN passes, as in eager.
-    if (activation == Activation::kRelu) return v <= 0.f ? Vec{} : v;
-    if (activation == Activation::kSilu) return v / (1.f + exp(-v));
-    return v;
+    const Vec v = bounded(sum);
+    return silu ? v / (1.f + exp(-v)) : v;
   }
 };
+
+// The width of channels-last tiles, at most `most`, that covers a row of outputs with the least work.
+inline int64_t tile_pixels(int64_t width, int64_t most) {
+  int64_t best = 0, least = 0;
+  for (const int64_t pixels : {14, 8, 7, 4}) {
+    const int64_t work = ceil_div(width, pixels) * (pixels + 1);
+    if (pixels <= most && (best == 0 || work < least)) best = pixels, least = work;
+  }
+  return best;
+}
+
+// Calls body(integral_constant<int, pixels>) for a width that tile_pixels gave.
+template <class Body>
+void with_pixels(int64_t pixels, Body body) {
+  unroll<15>([&](auto candidate) {
+    if constexpr (candidate == 4 || candidate == 7 || candidate == 8 || candidate == 14)
+      if (candidate == pixels) body(candidate);
+  });
+}
 
 // One group's input rows for a strip of output rows, zero-padded and split by stride phase, so that a kernel
 // tap is a fixed offset and neighbouring outputs read neighbouring cells. A cell is a float or a vector.

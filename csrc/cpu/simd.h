@@ -96,7 +96,10 @@ RK_INLINE void keep_in_register(Vec& v) {
 #endif
 }
 
-RK_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
+// Makes the compiler load again what it has loaded, rather than keep it in registers that it lacks.
+RK_INLINE void forget_loads() { asm volatile("" : : : "memory"); }
+
+RK_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }
 RK_INLINE void prefetch_for_write(float* p) { __builtin_prefetch(p, 1, 3); }
 
 // Lane i of the result is lane kIndex[i] of a followed by b.
@@ -140,10 +143,16 @@ RK_INLINE Vec xor_lanes(Vec v) {
   return xor_lanes<kMask>(v, Lanes{});
 }
 
-// Pairs of lanes filled from their even (kOdd = 0) or odd lane. From memory this needs no shuffle port.
+// A load with each pair of lanes filled from its even (kOdd = 0) or odd lane. x86 does this on the load port.
 template <int kOdd>
-RK_INLINE Vec repeat_lanes(Vec v) {
-  return repeat_lanes<kOdd>(v, Lanes{});
+RK_INLINE Vec load_repeated(const float* p) {
+#if defined(__AVX512F__)
+  return (Vec)(kOdd ? _mm512_movehdup_ps(_mm512_loadu_ps(p)) : _mm512_moveldup_ps(_mm512_loadu_ps(p)));
+#elif defined(__AVX2__)
+  return (Vec)(kOdd ? _mm256_movehdup_ps(_mm256_loadu_ps(p)) : _mm256_moveldup_ps(_mm256_loadu_ps(p)));
+#else
+  return repeat_lanes<kOdd>(load(p), Lanes{});
+#endif
 }
 
 // The even lanes of a followed by b.
