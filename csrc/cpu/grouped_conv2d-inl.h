@@ -1,17 +1,33 @@
 // Grouped 2-D convolution forward, fp32: chooses the kernel.
 #pragma once
+#include "cpu/grouped_conv2d_broadcast-inl.h"
 #include "cpu/grouped_conv2d_planes-inl.h"
 #include "cpu/grouped_conv2d_rotation-inl.h"
 
 namespace rk::cpu::RK_ISA {
 namespace {
 
+// A kernel whose weights are packed first, in parallel where that pays for waking the threads.
+template <class Kernel>
+void pack_and_run(const Kernel& kernel, ParallelFor parallel_for) {
+  struct Packing {
+    const Kernel& kernel;
+    int64_t tasks() const { return kernel.blocks(); }
+    int64_t scratch_floats() const { return 0; }
+    void range(int64_t begin, int64_t end, float*) const {
+      for (int64_t block = begin; block < end; ++block) kernel.pack(block);
+    }
+  };
+  run(Packing{kernel}, kernel.weights_floats() > 16 * 1024 ? parallel_for : nullptr);
+  run(kernel, parallel_for);
+}
+
 // Tries kGroup and its halves.
 template <int kGroup>
 bool run_rotation(const ConvProblem& p, const float* x, const float* w, float* y, const Epilogue& epilogue,
                   ParallelFor parallel_for) {
   if (Rotation<kGroup>::supports(p)) {
-    run(Rotation<kGroup>(p, x, w, y, epilogue), parallel_for);
+    pack_and_run(Rotation<kGroup>(p, x, w, y, epilogue), parallel_for);
     return true;
   }
   if constexpr (kGroup > 1) return run_rotation<kGroup / 2>(p, x, w, y, epilogue, parallel_for);
@@ -22,6 +38,7 @@ void grouped_conv2d_fwd(const ConvProblem& p, const float* x, const float* w, fl
                         const Epilogue& epilogue, ParallelFor parallel_for) {
   if (p.n == 0) return;
   if (run_rotation<kLanes>(p, x, w, y, epilogue, parallel_for)) return;
+  if (Broadcast::supports(p)) return pack_and_run(Broadcast(p, x, w, y, epilogue), parallel_for);
   run(Planes(p, x, w, y, epilogue), parallel_for);
 }
 

@@ -95,25 +95,6 @@ struct Finish {
   }
 };
 
-// The width of channels-last tiles, at most `most`, that covers a row of outputs with the least work.
-inline int64_t tile_pixels(int64_t width, int64_t most) {
-  int64_t best = 0, least = 0;
-  for (const int64_t pixels : {14, 8, 7, 4}) {
-    const int64_t work = ceil_div(width, pixels) * (pixels + 1);
-    if (pixels <= most && (best == 0 || work < least)) best = pixels, least = work;
-  }
-  return best;
-}
-
-// Calls body(integral_constant<int, pixels>) for a width that tile_pixels gave.
-template <class Body>
-void with_pixels(int64_t pixels, Body body) {
-  unroll<15>([&](auto candidate) {
-    if constexpr (candidate == 4 || candidate == 7 || candidate == 8 || candidate == 14)
-      if (candidate == pixels) body(candidate);
-  });
-}
-
 // One group's input rows for a strip of output rows, zero-padded and split by stride phase, so that a kernel
 // tap is a fixed offset and neighbouring outputs read neighbouring cells. A cell is a float or a vector.
 struct PaddedStrip {

@@ -61,15 +61,18 @@ RK_INLINE Vec load_first(const float* p, int64_t count) {
 #endif
 }
 
-RK_INLINE void store_first(float* p, Vec v, int64_t count) {
+// Lanes [begin, end), lane i to p[i]; nothing else is touched.
+RK_INLINE void store_lanes(float* p, Vec v, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << end) - (1u << begin)), (__m512)v);
 #elif defined(__AVX2__)
-  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+  _mm256_maskstore_ps(p, _mm256_andnot_si256(first_lanes(begin), first_lanes(end)), (__m256)v);
 #else
-  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  for (int64_t i = begin; i < end; ++i) p[i] = v[i];
 #endif
 }
+
+RK_INLINE void store_first(float* p, Vec v, int64_t count) { store_lanes(p, v, 0, count); }
 
 // a * b + c, fused where the ISA can. Intrinsics, because contraction is off.
 RK_INLINE Vec fma(Vec a, Vec b, Vec c) {
