@@ -19,7 +19,7 @@ class Broadcast {
         y_(y),
         epilogue_(epilogue),
         vectors_(p.out_per_group() > kLanes ? 2 : 1),
-        ring_(p, vectors_ == 2 ? kMostPixels<2> : kMostPixels<1>),
+        ring_(p, vectors_ == 2 ? tile_width<kMostPixels<2>>(p.ow) : tile_width<kMostPixels<1>>(p.ow)),
         planes_(ceil_div(p.in_per_group(), kLanes)),
         blocks_per_group_(ceil_div(p.out_per_group(), vectors_ * kLanes)),
         block_size_(p.kh * p.kw * p.in_per_group() * vectors_ * kLanes),
@@ -86,14 +86,14 @@ class Broadcast {
 
   template <int kVectors>
   void convolve(int64_t task, float* ring) const {
-    with_pixels<kMostPixels<kVectors>>(ring_.pixels, [&](auto pixels) {
+    with_tile_width<kMostPixels<kVectors>>(ring_.pixels, [&](auto pixels) {
       p_.stride[1] == 1 ? convolve<kVectors, pixels, 1>(task, ring)
                         : convolve<kVectors, pixels, 2>(task, ring);
     });
   }
 
   template <int kVectors, int kPixels, int kStride>
-  void convolve(int64_t task, float* ring) const {
+  __attribute__((noinline)) void convolve(int64_t task, float* ring) const {
     const int64_t block = task % blocks(), column = task / blocks() % ring_.tiles * kPixels,
                   strip = task / blocks() / ring_.tiles % ring_.strips,
                   n = task / blocks() / ring_.tiles / ring_.strips;
@@ -101,7 +101,7 @@ class Broadcast {
     const int64_t first_input = block / blocks_per_group_ * p_.in_per_group();
     const int64_t pixels = std::min<int64_t>(kPixels, p_.ow - column);
     float* tile = y_ + n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
-    const auto fill = [&](const float* x, int64_t cells, float* to) {
+    const auto fill = [&](const float* x, int64_t cells, float* to) RK_INLINE_LAMBDA {
       for (int64_t q = 0; q < cells; ++q, x += p_.x_stride[3], to += kLanes)
         for (int64_t plane = 0; plane < planes_; ++plane) {
           const int64_t channels = p_.in_per_group() - plane * kLanes;
@@ -110,10 +110,10 @@ class Broadcast {
         }
     };
     ring_.walk(p_, x_ + n * p_.x_stride[0] + first_input, strip, column, ring, planes_, fill,
-               [&](int64_t row, int64_t top, Upcoming upcoming) {
+               [&](int64_t row, int64_t top, Prefetcher prefetch_next) RK_INLINE_LAMBDA {
                  Vec acc[kVectors][kPixels] = {};
                  sum_tile<kVectors, kPixels, kStride>(top, ring, weights_.data() + block * block_size_, acc,
-                                                      upcoming);
+                                                      prefetch_next);
                  unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
                    const int64_t lanes = std::min<int64_t>(kLanes, count - v * kLanes);
                    if (lanes > 0)
@@ -125,7 +125,7 @@ class Broadcast {
 
   template <int kVectors, int kPixels, int kStride>
   RK_INLINE void sum_tile(int64_t top, float* ring, const float* w, Vec (&acc)[kVectors][kPixels],
-                          Upcoming& upcoming) const {
+                          Prefetcher& prefetch_next) const {
     for (int64_t i = 0; i < p_.kh; ++i) {
       const int64_t row = top + i * p_.dilation[0];
       if (row < 0 || row >= p_.h) {
@@ -135,6 +135,7 @@ class Broadcast {
       const float* cells = ring_.row(ring, row);
       for (int64_t j = 0; j < p_.kw; ++j, cells += p_.dilation[1] * kLanes)
         for (int64_t plane = 0; plane < planes_; ++plane) {
+          unroll<2 * kStride>([&](auto) RK_INLINE_LAMBDA { prefetch_next(); });
           const float* x = cells + plane * ring_.plane;
           const float* end = x + std::min<int64_t>(kLanes, p_.in_per_group() - plane * kLanes);
           for (; x < end; ++x, w += kVectors * kLanes) {

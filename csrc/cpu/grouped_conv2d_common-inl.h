@@ -95,6 +95,33 @@ struct Finish {
   }
 };
 
+// Prefetches `runs` runs of cells one at a time, between multiply-adds: requests in a burst would wait for
+// each other. Then it stays on the last cell.
+struct Prefetcher {
+  const float* at;
+  int64_t next_cell, next_run, cells, runs, left;
+
+  Prefetcher(const float* first, int64_t next_cell, int64_t cells, int64_t next_run, int64_t runs)
+      : at(first),
+        next_cell(next_cell),
+        next_run(next_run - (cells - 1) * next_cell),
+        cells(cells),
+        runs(runs),
+        left(cells) {}
+
+  RK_INLINE void operator()() {
+    prefetch(at);
+    if (--left > 0) {
+      at += next_cell;
+    } else if (--runs > 0) {
+      at += next_run;
+      left = cells;
+    } else {
+      next_cell = 0;
+    }
+  }
+};
+
 // One group's input rows for a strip of output rows, zero-padded and split by stride phase, so that a kernel
 // tap is a fixed offset and neighbouring outputs read neighbouring cells. A cell is a float or a vector.
 struct PaddedStrip {

@@ -47,7 +47,7 @@ class Planes {
       const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
                     g = task / strip_.strips / p_.n;
       fill(n, g, strip, scratch);
-      convolve(n, g, strip, scratch, scratch + planes_floats());
+      convolve(n, g, strip, scratch, scratch + planes_floats(), prefetcher(std::min(task + 1, end - 1)));
     }
   }
 
@@ -94,13 +94,36 @@ class Planes {
       if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
       return;
     }
-    if (step == 2)  // the second load ends one float past the last that is used
-      for (; i + kLanes < count; i += kLanes)
-        store(to + i, even_lanes(load(from + 2 * i), load(from + 2 * i + kLanes)));
+    if (step == 2) {
+      for (; i < count; i += kLanes) {
+        const int64_t left = 2 * (count - i) - 1;  // the last float used is the last that may be read
+        const float* pair = from + 2 * i;
+        if (left >= 2 * kLanes)
+          store(to + i, even_lanes(load(pair), load(pair + kLanes)));
+        else
+          store_first(to + i,
+                      even_lanes(load_first(pair, std::min<int64_t>(left, kLanes)),
+                                 left > kLanes ? load_first(pair + kLanes, left - kLanes) : Vec{}),
+                      std::min<int64_t>(count - i, kLanes));
+      }
+      return;
+    }
     for (; i < count; ++i) to[i] = from[i * step];
   }
 
-  void convolve(int64_t n, int64_t g, int64_t strip, const float* planes, float* sums) const {
+  // Of a task's input, taken to be contiguous from row to row.
+  Prefetcher prefetcher(int64_t task) const {
+    const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
+                  g = task / strip_.strips / p_.n;
+    const int64_t first_row = std::max<int64_t>(strip * strip_.output_rows * p_.stride[0] - p_.padding[0], 0);
+    const float* first =
+        x_ + n * p_.x_stride[0] + g * p_.in_per_group() * p_.x_stride[1] + first_row * p_.x_stride[2];
+    const int64_t rows = std::min(strip_.rows * p_.stride[0], p_.h - first_row);
+    return Prefetcher(first, 16, ceil_div(rows * p_.x_stride[2], 16), p_.x_stride[1], p_.in_per_group());
+  }
+
+  void convolve(int64_t n, int64_t g, int64_t strip, const float* planes, float* sums,
+                Prefetcher prefetch_next) const {
     const int64_t first_row = strip * strip_.output_rows;
     const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
     const int64_t end = (g + 1) * p_.out_per_group();
@@ -108,25 +131,25 @@ class Planes {
     for (int64_t o = end - p_.out_per_group(); o < end; o += count) {
       count = end - o >= kPlaneOutputs ? kPlaneOutputs : end - o >= 2 ? 2 : 1;
       const float* w = weights_ + o * weights_per_output_;
+      float* y = y_ + n * p_.y_stride[0] + o * p_.y_stride[1] + first_row * p_.y_stride[2];
       if (count == 4)
-        sum<4>(rows, planes, w, sums);
+        sum<4>(rows, planes, w, sums, prefetch_next);
       else if (count == 2)
-        sum<2>(rows, planes, w, sums);
+        sum<2>(rows, planes, w, sums, prefetch_next);
       else
-        sum<1>(rows, planes, w, sums);
+        sum<1>(rows, planes, w, sums, prefetch_next);
       for (int64_t i = 0; i < count; ++i)
-        store_rows(sums + i * flat_, rows, Finish(epilogue_, o + i),
-                   y_ + n * p_.y_stride[0] + (o + i) * p_.y_stride[1] + first_row * p_.y_stride[2]);
+        store_rows(sums + i * flat_, rows, Finish(epilogue_, o + i), y + i * p_.y_stride[1]);
     }
   }
 
   // Spreads the strip's vectors evenly over the fewest tiles.
   template <int kOutputs>
-  void sum(int64_t rows, const float* planes, const float* w, float* sums) const {
+  void sum(int64_t rows, const float* planes, const float* w, float* sums, Prefetcher& prefetch_next) const {
     int64_t vectors = ceil_div(rows * strip_.pitch, kLanes);
     for (int64_t tiles = ceil_div(vectors, kPlaneVectors); tiles > 0; --tiles) {
       const int64_t width = ceil_div(vectors, tiles);
-      sum_tile<kOutputs, kPlaneVectors>(width, planes, w, sums);
+      sum_tile<kOutputs, kPlaneVectors>(width, planes, w, sums, prefetch_next);
       vectors -= width;
       planes += width * kLanes;
       sums += width * kLanes;
@@ -134,13 +157,17 @@ class Planes {
   }
 
   template <int kOutputs, int kVectors>
-  void sum_tile(int64_t width, const float* planes, const float* w, float* sums) const {
+  void sum_tile(int64_t width, const float* planes, const float* w, float* sums,
+                Prefetcher& prefetch_next) const {
     if constexpr (kVectors > 1)
-      if (width < kVectors) return sum_tile<kOutputs, kVectors - 1>(width, planes, w, sums);
+      if (width < kVectors) return sum_tile<kOutputs, kVectors - 1>(width, planes, w, sums, prefetch_next);
+    // With a stride there are several inputs to an output, and memory is slower than the multiply-adds.
+    const bool strided = strip_.phases(p_) > 1;
     Vec acc[kOutputs][kVectors] = {};
     for (int64_t c = 0; c < p_.in_per_group(); ++c, planes += plane_)
       for (int64_t t = 0; t < taps_; ++t, ++w) {
         const float* at = planes + offsets_[t];
+        if (strided) prefetch_next();
         Vec in[kVectors];
         unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
           in[v] = load(at + v * kLanes);

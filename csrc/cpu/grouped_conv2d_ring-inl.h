@@ -7,43 +7,36 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// The width of tiles, at most `most` pixels, that covers a row of outputs with the least work.
-inline int64_t tile_pixels(int64_t width, int64_t most) {
-  int64_t best = 0, least = 0;
-  for (const int64_t pixels : {14, 8, 7, 6, 4}) {
-    const int64_t work = ceil_div(width, pixels) * (pixels + 1);
-    if (pixels <= most && (best == 0 || work < least)) best = pixels, least = work;
-  }
+// Widths of tiles in pixels; each is a copy of the code.
+template <int kMost>
+constexpr bool is_tile_width(int64_t pixels) {
+  return pixels <= kMost && (pixels == 4 || pixels == 7 || pixels == 8 || pixels == kMost);
+}
+
+// The width of tiles that covers a row of outputs with the least work.
+template <int kMost>
+int64_t tile_width(int64_t row) {
+  int64_t best = kMost;
+  const auto work = [&](int64_t pixels) { return ceil_div(row, pixels) * (pixels + 1); };
+  for (int64_t pixels = kMost; pixels > 0; --pixels)
+    if (is_tile_width<kMost>(pixels) && work(pixels) < work(best)) best = pixels;
   return best;
 }
 
-// Calls body(integral_constant<int, pixels>) for a width of tile_pixels(., kMost).
+// Calls body(integral_constant<int, pixels>) for a width that tile_width<kMost> gave.
 template <int kMost, class Body>
-void with_pixels(int64_t pixels, Body body) {
+void with_tile_width(int64_t pixels, Body body) {
   unroll<kMost + 1>([&](auto candidate) {
-    if constexpr (candidate == 4 || candidate == 6 || candidate == 7 || candidate == 8 || candidate == 14)
+    if constexpr (is_tile_width<kMost>(candidate))
       if (candidate == pixels) body(candidate);
   });
 }
 
-// Prefetches the input rows that the next row of outputs needs, a few cells between multiply-adds: requests
-// in a burst would wait for each other.
-struct Upcoming {
-  const float* x;
-  int64_t next_cell, next_row, cells, left;
-
-  RK_INLINE void prefetch_cell() {
-    prefetch(x);
-    x += next_cell;
-    if (--left == 0) x += next_row, left = cells;
-  }
-};
-
 struct Ring {
   int64_t pixels, tiles, strips, cells, rows, span, plane;
 
-  Ring(const ConvProblem& p, int64_t most_pixels)
-      : pixels(tile_pixels(p.ow, most_pixels)),
+  Ring(const ConvProblem& p, int64_t pixels)
+      : pixels(pixels),
         tiles(ceil_div(p.ow, pixels)),
         strips(ceil_div(p.oh, kStripRows)),
         cells((pixels - 1) * p.stride[1] + (p.kw - 1) * p.dilation[1] + 1),
@@ -54,7 +47,7 @@ struct Ring {
   float* row(float* ring, int64_t y) const { return ring + (y & (rows - 1)) * cells * kLanes; }
 
   // For each output row of a strip: fill(x, count, cells) takes in the input rows that are new, and
-  // finish_row(output row, top input row, upcoming) computes it. x points to the image's first channel
+  // finish_row(output row, top input row, prefetch_next) computes it. x points to the image's first channel
   // wanted.
   template <class Fill, class FinishRow>
   RK_INLINE void walk(const ConvProblem& p, const float* x, int64_t strip, int64_t column, float* ring,
@@ -72,9 +65,9 @@ struct Ring {
       const int64_t top = y * p.stride[0] - p.padding[0];
       for (next = std::max(next, top); next < std::min(top + span, p.h); ++next)
         fill(x + next * p.x_stride[2], end - begin, row(ring, next) + begin * kLanes);
-      finish_row(y, top,
-                 Upcoming{x + next * p.x_stride[2], p.x_stride[3],
-                          p.x_stride[2] - (end - begin) * p.x_stride[3], end - begin, end - begin});
+      finish_row(
+          y, top,
+          Prefetcher(x + next * p.x_stride[2], p.x_stride[3], end - begin, p.x_stride[2], p.stride[0]));
     }
   }
 

@@ -25,7 +25,7 @@ class Rotation {
         w_(w),
         y_(y),
         epilogue_(epilogue),
-        ring_(p, kMostPixels),
+        ring_(p, tile_width<kMostPixels>(p.ow)),
         blocks_(ceil_div(p.c_out, kLanes)),
         taps_(p.kw == 3 && p.dilation[1] == 1 ? 3 : 1),
         block_size_(p.kh * p.kw * kGroup * kLanes),
@@ -57,7 +57,7 @@ class Rotation {
   int64_t scratch_floats() const { return kCopies * ring_.plane; }
 
   void range(int64_t begin, int64_t end, float* ring) const {
-    with_pixels<kMostPixels>(ring_.pixels, [&](auto pixels) {
+    with_tile_width<kMostPixels>(ring_.pixels, [&](auto pixels) {
       for (int64_t task = begin; task < end; ++task) {
         if (p_.stride[1] == 1)
           taps_ == 3 ? convolve<pixels, 1, 3>(task, ring) : convolve<pixels, 1, 1>(task, ring);
@@ -75,14 +75,14 @@ class Rotation {
   int64_t first_channel(int64_t block) const { return std::min(block * kLanes, p_.c_out - kLanes); }
 
   template <int kPixels, int kStride, int kTaps>
-  void convolve(int64_t task, float* ring) const {
+  __attribute__((noinline)) void convolve(int64_t task, float* ring) const {
     const int64_t block = task % blocks_, column = task / blocks_ % ring_.tiles * kPixels,
                   strip = task / blocks_ / ring_.tiles % ring_.strips,
                   n = task / blocks_ / ring_.tiles / ring_.strips;
     const int64_t channel = first_channel(block), pixels = std::min<int64_t>(kPixels, p_.ow - column);
     const Finish finish(epilogue_, channel, kLanes);
     float* tile = y_ + n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
-    const auto fill = [&](const float* x, int64_t count, float* cells) {
+    const auto fill = [&](const float* x, int64_t count, float* cells) RK_INLINE_LAMBDA {
       for (int64_t q = 0; q < count; ++q) {
         const Vec v = load(x + q * p_.x_stride[3]);
         unroll<kCopies>([&](auto m) RK_INLINE_LAMBDA {
@@ -91,7 +91,7 @@ class Rotation {
       }
     };
     ring_.walk(p_, x_ + n * p_.x_stride[0] + channel, strip, column, ring, kCopies, fill,
-               [&](int64_t row, int64_t top, Upcoming upcoming) {
+               [&](int64_t row, int64_t top, Prefetcher prefetch_next) RK_INLINE_LAMBDA {
                  float* y = tile + row * p_.y_stride[2];
                  for (int64_t q = 0; q < pixels; ++q) prefetch_for_write(y + q * p_.y_stride[3]);
                  Vec acc[kPixels] = {};
@@ -99,7 +99,7 @@ class Rotation {
                  for (int64_t i = 0; i < p_.kh; ++i, w += p_.kw * kGroup * kLanes) {
                    const int64_t tap_row = top + i * p_.dilation[0];
                    if (tap_row >= 0 && tap_row < p_.h)
-                     add_row<kPixels, kStride, kTaps>(ring_.row(ring, tap_row), w, acc, upcoming);
+                     add_row<kPixels, kStride, kTaps>(ring_.row(ring, tap_row), w, acc, prefetch_next);
                  }
                  store_tile(acc, pixels, finish, block * kLanes - channel, kLanes, y, p_.y_stride[3]);
                });
@@ -107,12 +107,14 @@ class Rotation {
 
   // Adds one kernel row's taps to a tile.
   template <int kPixels, int kStride, int kTaps>
-  RK_INLINE void add_row(const float* cells, const float* w, Vec (&acc)[kPixels], Upcoming& upcoming) const {
+  RK_INLINE void add_row(const float* cells, const float* w, Vec (&acc)[kPixels],
+                         Prefetcher& prefetch_next) const {
+    constexpr int kPrefetches = std::max(1, 8 * kStride * kStride / kGroup);  // enough for a 3x3 kernel
     for (int64_t j = 0; j < p_.kw; j += kTaps, cells += p_.dilation[1] * kLanes)
       for (int m = 0; m < kCopies; ++m)
         unroll<(kGroup == 1 ? 1 : 2)>([&](auto parity) RK_INLINE_LAMBDA {
           forget_loads();
-          unroll<1 + kStride>([&](auto) RK_INLINE_LAMBDA { upcoming.prefetch_cell(); });
+          unroll<kPrefetches>([&](auto) RK_INLINE_LAMBDA { prefetch_next(); });
           Vec weight[kTaps];
           unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA { weight[t] = load(w + t * kLanes); });
           w += kTaps * kLanes;
