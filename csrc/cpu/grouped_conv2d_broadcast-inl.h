@@ -37,24 +37,11 @@ class Broadcast {
       const int64_t count = std::clamp(end_output(block) - first, int64_t{0}, int64_t{kLanes});
       float* to = weights_.data() + block * block_size_ + v * kLanes;
       const float* w = w_ + first * p_.w_stride[0];
-      // The taps of a filter as one row of floats: kLanes filters by kLanes taps are transposed at a time.
-      const bool rows = p_.w_stride[3] == 1 && p_.w_stride[2] == p_.kw && p_.w_stride[1] == p_.kh * p_.kw;
-      const int64_t taps = p_.kh * p_.kw, length = p_.in_per_group() * taps;
-      int64_t k = 0;
-      if (rows && count == kLanes)
-        for (; k + kLanes <= length; k += kLanes) {
-          Vec block_rows[kLanes];
-          for (int lane = 0; lane < kLanes; ++lane) block_rows[lane] = load(w + lane * p_.w_stride[0] + k);
-          transpose(block_rows);
-          for (int i = 0; i < kLanes; ++i) store(to + packed_offset(k + i), block_rows[i]);
-        }
-      for (; k < length; ++k) {
-        const int64_t tap = k % taps;
-        const float* from =
-            w + k / taps * p_.w_stride[1] + tap / p_.kw * p_.w_stride[2] + tap % p_.kw * p_.w_stride[3];
-        for (int64_t lane = 0; lane < count; ++lane)
-          to[packed_offset(k) + lane] = from[lane * p_.w_stride[0]];
-      }
+      if (count == kLanes && p_.w_stride[3] == 1 && p_.w_stride[2] == p_.kw &&
+          p_.w_stride[1] == p_.kh * p_.kw)
+        pack_rows(w, to);
+      else
+        pack_elements(w, count, to);
     }
   }
 
@@ -78,10 +65,30 @@ class Broadcast {
   }
   int64_t end_output(int64_t block) const { return (block / blocks_per_group_ + 1) * p_.out_per_group(); }
 
-  // Of element k of a filter [channel][kh][kw].
-  int64_t packed_offset(int64_t k) const {
-    const int64_t taps = p_.kh * p_.kw;
-    return (k % taps * p_.in_per_group() + k / taps) * vectors_ * kLanes;
+  // Filters that are rows of floats [channel][kh][kw] are transposed, kLanes of them by kLanes floats at a
+  // time.
+  void pack_rows(const float* w, float* to) const {
+    const int64_t taps = p_.kh * p_.kw, length = p_.in_per_group() * taps, next = vectors_ * kLanes;
+    int64_t tap = 0, channel = 0;
+    for (int64_t k = 0; k < length; k += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, length - k);
+      Vec rows[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_first(w + lane * p_.w_stride[0] + k, count);
+      transpose(rows);
+      for (int64_t i = 0; i < count; ++i) {
+        store(to + (tap * p_.in_per_group() + channel) * next, rows[i]);
+        if (++tap == taps) tap = 0, ++channel;
+      }
+    }
+  }
+
+  void pack_elements(const float* w, int64_t count, float* to) const {
+    for (int64_t i = 0; i < p_.kh; ++i)
+      for (int64_t j = 0; j < p_.kw; ++j)
+        for (int64_t c = 0; c < p_.in_per_group(); ++c, to += vectors_ * kLanes)
+          for (int64_t lane = 0; lane < count; ++lane)
+            to[lane] =
+                w[lane * p_.w_stride[0] + c * p_.w_stride[1] + i * p_.w_stride[2] + j * p_.w_stride[3]];
   }
 
   template <int kVectors>

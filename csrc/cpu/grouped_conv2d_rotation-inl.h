@@ -109,7 +109,8 @@ class Rotation {
   template <int kPixels, int kStride, int kTaps>
   RK_INLINE void add_row(const float* cells, const float* w, Vec (&acc)[kPixels],
                          Prefetcher& prefetch_next) const {
-    constexpr int kPrefetches = std::max(1, 8 * kStride * kStride / kGroup);  // enough for a 3x3 kernel
+    // Enough for the input of one row of outputs within the steps of a 3x3 kernel.
+    constexpr int kPrefetches = (kMostPixels * kStride * kStride + 2 * kGroup - 1) / (2 * kGroup);
     for (int64_t j = 0; j < p_.kw; j += kTaps, cells += p_.dilation[1] * kLanes)
       for (int m = 0; m < kCopies; ++m)
         unroll<(kGroup == 1 ? 1 : 2)>([&](auto parity) RK_INLINE_LAMBDA {
