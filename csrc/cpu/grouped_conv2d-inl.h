@@ -37,6 +37,7 @@ bool run_rotation(const ConvProblem& p, const float* x, const float* w, float* y
 void grouped_conv2d_fwd(const ConvProblem& p, const float* x, const float* w, float* y,
                         const Epilogue& epilogue, ParallelFor parallel_for) {
   if (p.n == 0) return;
+  // From 16 channels a group the rotation kernel's ring outgrows L1 when the stride is 2.
   if (run_rotation<std::min(kLanes, 8)>(p, x, w, y, epilogue, parallel_for)) return;
   if (Broadcast::supports(p)) return pack_and_run(Broadcast(p, x, w, y, epilogue), parallel_for);
   run(Planes(p, x, w, y, epilogue), parallel_for);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <new>
 
 #include "cpu/simd.h"
@@ -26,7 +27,7 @@ inline int64_t power_of_two(int64_t n) {
 class Scratch {
  public:
   explicit Scratch(int64_t floats) {
-    const size_t bytes = ceil_div(floats, 16) * 64;
+    const size_t bytes = ceil_div(floats + 1, 16) * 64;  // never 0, which may give null
     data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
     if (data_) std::memset(data_, 0, bytes);
   }

@@ -26,15 +26,11 @@ class Planes {
         flat_(ceil_div(strip_.output_rows * strip_.pitch, kLanes) * kLanes),
         offsets_(new int64_t[taps_]),
         copy_(contiguous(p) ? nullptr : new float[p.c_out * p.in_per_group() * taps_]),
-        weights_(copy_ ? copy_ : w),
+        weights_(copy_ ? copy_.get() : w),
         weights_per_output_(copy_ ? p.in_per_group() * taps_ : p.w_stride[0]) {
     for (int64_t i = 0; i < p.kh; ++i)
       for (int64_t j = 0; j < p.kw; ++j) offsets_[i * p.kw + j] = strip_.tap(p, i, j);
     if (copy_) copy_weights(w);
-  }
-  ~Planes() {
-    delete[] offsets_;
-    delete[] copy_;
   }
 
   int64_t tasks() const { return p_.groups * p_.n * strip_.strips; }
@@ -61,7 +57,7 @@ class Planes {
   }
 
   void copy_weights(const float* w) {
-    float* to = copy_;
+    float* to = copy_.get();
     for (int64_t o = 0; o < p_.c_out; ++o)
       for (int64_t c = 0; c < p_.in_per_group(); ++c)
         for (int64_t i = 0; i < p_.kh; ++i)
@@ -203,8 +199,8 @@ class Planes {
   const Epilogue& epilogue_;
   const PaddedStrip strip_;
   const int64_t taps_, plane_, flat_;
-  int64_t* const offsets_;
-  float* const copy_;
+  const std::unique_ptr<int64_t[]> offsets_;
+  const std::unique_ptr<float[]> copy_;
   const float* const weights_;
   const int64_t weights_per_output_;
 };
