@@ -235,8 +235,8 @@ def test_symbolic_sizes(no_compiled_code, backend):
     """Sizes that tracing leaves open, in the weight alone too, are not hashable."""
     x, weight, bias, _ = (leaf.detach() for leaf in leaves(torch.float32))
     with rk.use_backend(backend):
-        traced = make_fx(lambda x, weight: conv(x, weight, bias, None), tracing_mode="symbolic")(x, weight)
-        torch.testing.assert_close(traced(x, weight), conv(x, weight, bias, None))
+        traced = make_fx(lambda *a: conv(*a, None), tracing_mode="symbolic")(x, weight, bias)
+        torch.testing.assert_close(traced(x, weight, bias), conv(x, weight, bias, None))
         compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
         for outputs in (4, 8, 16):
             weight, bias = torch.randn(outputs, 2, 3, 3), torch.randn(outputs)
