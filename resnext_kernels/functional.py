@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from . import backends
+from ._memo import memoised
 from .backends.aten import ACTIVATE
 from .batch_norm import fold_running
 from .checks import check_activation, check_batch, check_bn, check_like, check_statistics, check_vectors, conv_arguments
@@ -142,8 +143,12 @@ def _check_bn(x, shape, bn, training, momentum, eps):
 
 def _has_plain_dtypes(x, bn):
     """Whether torch.batch_norm takes vectors of these dtypes: all the input's, or all float32; our ops take any."""
-    dtypes = {vector.dtype for vector in bn if vector is not None}
-    return dtypes <= {x.dtype} or (dtypes == {torch.float32} and x.dtype != torch.float64)
+    return memoised(_are_plain_dtypes, x.dtype, *(None if vector is None else vector.dtype for vector in bn))
+
+
+def _are_plain_dtypes(x_dtype, *dtypes):
+    dtypes = set(dtypes) - {None}
+    return dtypes <= {x_dtype} or (dtypes == {torch.float32} and x_dtype != torch.float64)
 
 
 def _plain_batch_norm(z, bn, training, momentum, eps):

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
+from ._memo import memoised
 from .checks import DTYPES
 
 
@@ -58,7 +58,7 @@ class ConvProblem:
         """Validated and memoised: a repeated signature costs one dictionary look-up."""
         _check_dims("input", x, "(N, C_in, H, W)")
         layout = "nhwc" if memory_format(x) is torch.channels_last else "nchw"
-        return _memoised(
+        return memoised(
             _of_conv, x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups,
             x.dtype, weight.dtype, x.device, weight.device, layout,
         )  # fmt: skip
@@ -68,7 +68,7 @@ class ConvProblem:
         """Of an op on the image `z` (N, C, H, W) alone; validated and memoised."""
         _check_dims("input", z, "(N, C, H, W)")
         layout = "nhwc" if memory_format(z) is torch.channels_last else "nchw"
-        return _memoised(_of_image, z.shape, z.dtype, z.device, layout)
+        return memoised(_of_image, z.shape, z.dtype, z.device, layout)
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -129,27 +129,6 @@ class ConvProblem:
         dtype, device = getattr(torch, fields["dtype"]), torch.device(fields["device"])
         x_shape, w_shape = (n, c, h, w), (o, c // max(g, 1), *k)
         return _of_conv(x_shape, w_shape, s, p, d, g, dtype, dtype, device, device, fields["layout"])
-
-
-def _memoised(build, *signature):
-    if torch.compiler.is_compiling():
-        return build(*signature)
-    try:
-        return _cache(build, *signature)
-    except TypeError as error:
-        if not is_unhashable(error):
-            raise
-    return build(*signature)
-
-
-def is_unhashable(error: TypeError) -> bool:
-    """Whether a look-up failed for symbolic sizes, which are seen while tracing and are not hashable."""
-    return "unhashable" in str(error)
-
-
-@lru_cache(maxsize=4096)
-def _cache(build, *signature):
-    return build(*signature)
 
 
 def _check_dims(name, tensor, dims):

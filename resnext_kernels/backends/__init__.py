@@ -4,7 +4,7 @@ import contextlib
 import logging
 from functools import lru_cache
 
-from ..problem import is_unhashable
+from .._memo import is_unhashable
 from . import aten, cpu, reference
 
 logger = logging.getLogger("resnext_kernels")
