@@ -90,6 +90,8 @@ class Layer:
         if pass_name == "eval":
             baselines |= {f"folded {name}": self.folded(layout) for layout, name in names.items()}
         if with_compile:
+            # All layers share this code, which dynamo compiles only a few times: beyond that it would run eagerly.
+            torch.compiler.reset()
             compiled = torch.compile(self.eager, dynamic=False)
             baselines |= {f"compile {name}": timed(compiled, layout) for layout, name in names.items()}
         return ours, baselines

@@ -94,8 +94,18 @@ def parse(argv):
     parser.add_argument("--seconds", type=float, default=0.6, help="budget for a layer and pass; default 0.6")
     options = parser.parse_args(argv)
     options.dtype = getattr(torch, options.dtype)
+    for name, low in (("batch", 1), ("rounds", 1), ("threads", 1)):
+        if getattr(options, name) is not None and getattr(options, name) < low:
+            parser.error(f"--{name}: expected a number >= {low}, got {getattr(options, name)}")
+    known = {"auto", *rk.available_backends()}
+    if not known.issuperset(options.backend.split(",")):
+        parser.error(f"--backend: expected names among {', '.join(sorted(known))}, got {options.backend}")
+    if not SUITES[options.suite].select(options):
+        parser.error(f"--only: expected a part of a layer's name, as 32x4d or conv2, got {options.only!r}")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: expected a file in a folder that exists, got {options.json}")
     if options.quick:
-        options.rounds, options.batch = 3, 1
+        options.rounds, options.batch = min(options.rounds, 3), 1
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a device that torch sees, got cuda without one; use --device cpu")
     return options
@@ -109,6 +119,7 @@ def main(argv=None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     suite, header = SUITES[options.suite], machine.describe()
+    header["commit"] = machine.commit(Path(__file__).parent)
     console.print("  ".join(f"{key}: {value}" for key, value in header.items()), highlight=False)
     work = [(name, p, pass_name) for pass_name in options.passes for name, p in suite.select(options).items()]
     rows = []

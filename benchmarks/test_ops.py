@@ -21,7 +21,7 @@ CHOICES = [
     for op in cases.CASES
     for layer, problem in LAYERS.items()
     for module in backends.ORDER
-    if not module.unsupported_reasons(op, problem)
+    if hasattr(module, op) and not module.unsupported_reasons(op, problem)
 ]
 
 

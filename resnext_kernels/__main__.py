@@ -32,7 +32,7 @@ def explain(arguments, console) -> int:
     """Prints, for every op on one problem, the backend that would run it and why those before it would not."""
     try:
         problem = ConvProblem.parse(arguments.problem)
-        ops = [op for op in cases.CASES if not backends.reference.unsupported_reasons(op, problem)]
+        ops = [op for op in cases.CASES if hasattr(backends.reference, op)]
         rows = [(op, *backends.explain(op, problem, arguments.backend)) for op in ops]
     except (ValueError, TypeError) as error:
         console.print(f"[red]error:[/red] {error}")

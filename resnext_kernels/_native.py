@@ -42,7 +42,12 @@ def _torch_parallel_for() -> int:
     return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p).value
 
 
-parallel_for = 0 if _C is None else _torch_parallel_for()
+parallel_for = 0
+if _C is not None:
+    try:
+        parallel_for = _torch_parallel_for()
+    except (OSError, AttributeError) as error:
+        _C, missing = None, f"native kernels do not find torch's threads: {error}; install torch >= 2.11"
 
 
 def _serial_in_child():

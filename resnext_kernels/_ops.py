@@ -2,6 +2,7 @@
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from .backends import run
 
@@ -9,13 +10,14 @@ NAMESPACE = "resnext_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def define(name, args, returns, *, problem, fake, impl=None, setup_context=None, backward=None):
+def define(name, args, returns, *, problem, fake, impl=None, flops=None, setup_context=None, backward=None):
     """Registers the op `name(args, str backend) -> returns` and returns the function to call.
 
     `problem(*inputs)` checks everything but `backend` and returns the ConvProblem; `fake(*inputs)` returns results of
     the right sizes and strides; `impl` is for an op made of other ops, the rest run the chosen backend's function of
-    the op's name. `setup_context(ctx, inputs, output)` and `backward(ctx, *grads)` are those of
-    torch.library.register_autograd; an op without them refuses to be differentiated.
+    the op's name; `flops(problem, *inputs)` is for torch.utils.flop_counter. `setup_context(ctx, inputs, output)` and
+    `backward(ctx, *grads)` are those of torch.library.register_autograd; an op without them refuses to be
+    differentiated.
 
     The op has a twin `_name` without the formula: through that, or a plain autograd.Function around it, eager mode
     pays a third of the registered formula's overhead. Compilers see the formula, torch.func a Function with
@@ -32,11 +34,16 @@ def define(name, args, returns, *, problem, fake, impl=None, setup_context=None,
         *inputs, backend = args
         return run(name, problem(*inputs), backend, *inputs)
 
+    def count_flops(*args, out_val=None, **kwargs):
+        return flops(problem(*args[:-1]), *args[:-1])
+
     for each in (name, f"_{name}"):
         tags = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
         _library.define(f"{each}({args}, str backend) -> {returns}", tags=tags)
         _library.impl(each, impl or run_backend, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{each}", checked_fake, lib=_library)
+        if flops is not None:
+            register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), each), get_raw=True)(count_flops)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     namespace = getattr(torch.ops, NAMESPACE)
     with_formula, raw = getattr(namespace, name).default, getattr(namespace, f"_{name}").default
@@ -55,6 +62,14 @@ def define(name, args, returns, *, problem, fake, impl=None, setup_context=None,
 
     call.__name__ = name
     return call
+
+
+def define_mutation(name, args, impl):
+    """Registers the op `name(args) -> ()` that writes to its arguments, and returns the function to call."""
+    _library.define(f"{name}({args}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, impl, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *args: None, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def _functions(name, raw, setup_context, backward):

@@ -14,7 +14,7 @@ def fold(mean, var, bn_weight, bn_bias, eps):
     return rstd, scale, torch.addcmul(bn_bias.to(rstd.dtype), mean, scale, value=-1)
 
 
-def fold_running(running_mean, running_var, bn_weight, bn_bias, eps, x):
+def fold_running(bn_weight, bn_bias, running_mean, running_var, eps, x):
     """(scale, shift) of evaluation, in the dtype that the vectors beside `x` have."""
     dtype = stats_dtype(x.dtype)
     return fold(running_mean.to(dtype), running_var.to(dtype), bn_weight, bn_bias, eps)[1:]
@@ -34,7 +34,7 @@ def frozen_coefficients(scale):
 
 def update_running_stats(running_mean, running_var, mean, var, count, momentum):
     """In place, as torch.nn.functional.batch_norm: the running variance is of the unbiased estimate."""
-    if running_mean is None or count == 0:
+    if count == 0:
         return
-    running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-    running_var.mul_(1 - momentum).add_(var.to(running_var.dtype), alpha=momentum * count / (count - 1))
+    for running, value, factor in ((running_mean, mean, 1), (running_var, var, count / (count - 1))):
+        running.copy_(running.to(value.dtype).mul(1 - momentum).add_(value, alpha=momentum * factor))

@@ -4,40 +4,47 @@ import torch
 import torch.nn.functional as F
 
 from . import backends
-from .batch_norm import fold_running, update_running_stats
-from .checks import check_activation, check_batch, check_bn, check_like, pair
+from ._memo import memoised
+from .backends.aten import ACTIVATE
+from .batch_norm import fold_running
+from .checks import check_activation, check_batch, check_bn, check_like, check_statistics, check_vectors, conv_arguments
 from .ops.affine_act import affine_act as _affine_act
 from .ops.bn_act import bn_act as _bn_act
 from .ops.grouped_conv2d import grouped_conv2d as _grouped_conv2d
 from .ops.grouped_conv2d_affine_act import grouped_conv2d_affine_act as _grouped_conv2d_affine_act
 from .ops.grouped_conv2d_bn_act import grouped_conv2d_bn_act as _grouped_conv2d_bn_act
+from .ops.update_running_stats import update_running_stats as _update_running_stats
 from .problem import ConvProblem
 
-_ACTIVATE = {"identity": lambda y: y, "relu": F.relu, "silu": F.silu}
 _CONV_BACKWARD, _BN_BACKWARD = ("grouped_conv2d_backward",), ("bn_act_reduce", "affine_act_backward")
 _FUSED_BACKWARD = ("bn_act_reduce", "grouped_conv2d_affine_act_backward")
 
 
+def _under_autocast(x) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def _autocast(x, *tensors):
     """Under autocast, floating tensors in the autocast dtype, as nn.functional.conv2d has them."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _under_autocast(x):
         return x, *tensors
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *tensors))
 
 
 def _needs_grad(*tensors):
-    if not torch.is_grad_enabled():
-        return False
-    return torch._C._are_functorch_transforms_active() or any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _is_plain(problem, passes):
     """Whether every pass would run on aten. Then PyTorch's own functions run, which torch.compile can fuse."""
     requested = backends.requested()
-    if torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
+        return backends.runs_plain(passes, problem, requested)
+    if not all(isinstance(size, int) for size in problem.sizes):
         return backends.always_plain(requested)
-    return backends.runs_plain(passes, problem, requested)
+    # Not by way of the caches, which compilers do not trace.
+    return all(backends.explain(op, problem, requested)[0] == "aten" for op in passes)
 
 
 def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -48,8 +55,9 @@ def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, gr
     Raises ValueError or TypeError on bad arguments, BackendError if a backend asked for by name cannot run it.
     """
     x, weight, bias = _autocast(input, weight, bias)
-    conv = (pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    conv = conv_arguments(weight, stride, padding, dilation, groups)
     problem = ConvProblem.from_tensors(x, weight, *conv)
+    check_vectors(x, problem.c_out, x.dtype, bias=bias)
     passes = ("grouped_conv2d", *(_CONV_BACKWARD if _needs_grad(x, weight, bias) else ()))
     if _is_plain(problem, passes):
         return F.conv2d(x, weight, bias, *conv)
@@ -71,27 +79,25 @@ def grouped_conv2d_bn_act(
     """
     check_activation(activation)
     x, weight = _autocast(input, weight)
-    conv = (pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    conv = conv_arguments(weight, stride, padding, dilation, groups)
     problem = ConvProblem.from_tensors(x, weight, *conv)
-    bn = (bn_weight, bn_bias)
-    _check_bn(x, problem.output_shape, bn, running_mean, running_var, training, eps)
-    needs_grad = _needs_grad(x, weight, *bn)
+    bn = (bn_weight, bn_bias, running_mean, running_var)
+    _check_bn(x, problem.output_shape, bn, training, momentum, eps)
+    needs_grad = _needs_grad(x, weight, *bn[:2])
     if training:
         forward = ("grouped_conv2d_stats", "affine_act")
     else:
         forward = ("grouped_conv2d", "affine_act") if needs_grad else ("grouped_conv2d_affine_act",)
-    if _is_plain(problem, forward + (_FUSED_BACKWARD if needs_grad else ())):
+    if _is_plain(problem, forward + (_FUSED_BACKWARD if needs_grad else ())) and _has_plain_dtypes(x, bn):
         z = F.conv2d(x, weight, None, *conv)
-        return _ACTIVATE[activation](_plain_batch_norm(z, bn, running_mean, running_var, training, momentum, eps))
+        return ACTIVATE[activation](_plain_batch_norm(z, bn, training, momentum, eps))
     requested = backends.requested()
     if not training and not needs_grad:
-        scale, shift = fold_running(running_mean, running_var, *bn, eps, x)
+        scale, shift = fold_running(*bn, eps, x)
         return _grouped_conv2d_affine_act(x, weight, scale, shift, *conv, activation, requested)
-    stats = (None, None) if training else (running_mean, running_var)
-    y, _, mean, var, *_ = _grouped_conv2d_bn_act(x, weight, *bn, *stats, *conv, eps, activation, requested)
-    if training:
-        count = y.numel() // y.shape[1]
-        update_running_stats(running_mean, running_var, mean.detach(), var.detach(), count, momentum)
+    stats = (None, None) if training else bn[2:]
+    y, z, mean, var, *_ = _grouped_conv2d_bn_act(x, weight, *bn[:2], *stats, *conv, eps, activation, requested)
+    _update(bn, mean, var, z, training, momentum)
     return y
 
 
@@ -101,44 +107,55 @@ def bn_act(
 ):  # fmt: skip
     """act(batch_norm(input) [+ residual]), differentiable once; arguments as in grouped_conv2d_bn_act.
 
-    input and residual (N, C, H, W) of one dtype; the output has the input's memory format.
+    input and residual (N, C, H, W) of one dtype, to which autocast brings the residual; the output has the input's
+    dtype and memory format.
     """
     check_activation(activation)
-    z, problem, bn = input, ConvProblem.from_image(input), (bn_weight, bn_bias)
+    z, problem, bn = input, ConvProblem.from_image(input), (bn_weight, bn_bias, running_mean, running_var)
     if residual is not None:
-        if torch.is_autocast_enabled(z.device.type):
-            residual = residual.to(z.dtype)
+        residual = residual.to(z.dtype) if _under_autocast(z) else residual
         check_like("residual", residual, z.shape, z)
-    _check_bn(z, z.shape, bn, running_mean, running_var, training, eps)
-    needs_grad = _needs_grad(z, *bn, residual)
+    _check_bn(z, z.shape, bn, training, momentum, eps)
+    needs_grad = _needs_grad(z, *bn[:2], residual)
     forward = ("bn_stats", "affine_act") if training else ("affine_act",)
-    if _is_plain(problem, forward + (_BN_BACKWARD if needs_grad else ())):
-        pre = _plain_batch_norm(z, bn, running_mean, running_var, training, momentum, eps)
-        return _ACTIVATE[activation](pre if residual is None else pre + residual)
+    if _is_plain(problem, forward + (_BN_BACKWARD if needs_grad else ())) and _has_plain_dtypes(z, bn):
+        pre = _plain_batch_norm(z, bn, training, momentum, eps)
+        return ACTIVATE[activation](pre if residual is None else pre + residual)
     requested = backends.requested()
     if not training and not needs_grad:
-        scale, shift = fold_running(running_mean, running_var, *bn, eps, z)
+        scale, shift = fold_running(*bn, eps, z)
         return _affine_act(z, scale, shift, residual, activation, requested)
-    stats = (None, None) if training else (running_mean, running_var)
+    stats = (None, None) if training else bn[2:]
     # silu's slope does not follow from the stored output, so with a residual it stays an op of its own.
     outside = activation if residual is not None and activation == "silu" else "identity"
     inside = "identity" if outside == "silu" else activation
-    y, mean, var, *_ = _bn_act(z, *bn, *stats, residual, eps, inside, requested)
-    if training:
-        count = z.numel() // z.shape[1]
-        update_running_stats(running_mean, running_var, mean.detach(), var.detach(), count, momentum)
-    return _ACTIVATE[outside](y)
+    y, mean, var, *_ = _bn_act(z, *bn[:2], *stats, residual, eps, inside, requested)
+    _update(bn, mean, var, z, training, momentum)
+    return ACTIVATE[outside](y)
 
 
-def _plain_batch_norm(z, bn, running_mean, running_var, training, momentum, eps):
-    # What F.batch_norm calls; some releases of that refuse the eps of 0 that frozen detectors have.
-    cudnn = torch.backends.cudnn.enabled
-    return torch.batch_norm(z, *bn, running_mean, running_var, training, momentum, eps, cudnn)
-
-
-def _check_bn(x, shape, bn, running_mean, running_var, training, eps):
-    check_bn(x, shape[1], *bn, running_mean, running_var, names=("running_mean", "running_var"))
+def _check_bn(x, shape, bn, training, momentum, eps):
+    check_bn(x, shape[1], *bn, names=("running_mean", "running_var"))
+    check_statistics(*bn[2:], training, momentum, eps)
     if training:
         check_batch(shape, eps)
-    elif running_mean is None:
-        raise ValueError("running_mean: expected a vector where training is False, got None; use training=True")
+
+
+def _has_plain_dtypes(x, bn):
+    """Whether torch.batch_norm takes vectors of these dtypes: all the input's, or all float32; our ops take any."""
+    return memoised(_are_plain_dtypes, x.dtype, *(None if vector is None else vector.dtype for vector in bn))
+
+
+def _are_plain_dtypes(x_dtype, *dtypes):
+    dtypes = set(dtypes) - {None}
+    return dtypes <= {x_dtype} or (dtypes == {torch.float32} and x_dtype != torch.float64)
+
+
+def _plain_batch_norm(z, bn, training, momentum, eps):
+    # What F.batch_norm calls; some releases of that refuse the eps of 0 that frozen detectors have.
+    return torch.batch_norm(z, *bn, training, momentum, eps, torch.backends.cudnn.enabled)
+
+
+def _update(bn, mean, var, z, training, momentum):
+    if training and bn[2] is not None:
+        _update_running_stats(*bn[2:], mean, var, z.numel() // z.shape[1], momentum)

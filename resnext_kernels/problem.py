@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
+from ._memo import memoised
 from .checks import DTYPES
 
 
@@ -56,8 +56,9 @@ class ConvProblem:
     @classmethod
     def from_tensors(cls, x, weight, stride, padding, dilation, groups) -> "ConvProblem":
         """Validated and memoised: a repeated signature costs one dictionary look-up."""
+        _check_dims("input", x, "(N, C_in, H, W)")
         layout = "nhwc" if memory_format(x) is torch.channels_last else "nchw"
-        return _memoised(
+        return memoised(
             _of_conv, x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups,
             x.dtype, weight.dtype, x.device, weight.device, layout,
         )  # fmt: skip
@@ -65,10 +66,9 @@ class ConvProblem:
     @classmethod
     def from_image(cls, z) -> "ConvProblem":
         """Of an op on the image `z` (N, C, H, W) alone; validated and memoised."""
-        if z.dim() != 4:
-            raise ValueError(f"input: expected 4 dimensions (N, C, H, W), got shape {tuple(z.shape)}")
+        _check_dims("input", z, "(N, C, H, W)")
         layout = "nhwc" if memory_format(z) is torch.channels_last else "nchw"
-        return _memoised(_of_image, z.shape, z.dtype, z.device, layout)
+        return memoised(_of_image, z.shape, z.dtype, z.device, layout)
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -131,20 +131,9 @@ class ConvProblem:
         return _of_conv(x_shape, w_shape, s, p, d, g, dtype, dtype, device, device, fields["layout"])
 
 
-def _memoised(build, *signature):
-    if torch.compiler.is_compiling():
-        return build(*signature)
-    try:
-        return _cache(build, *signature)
-    except TypeError:
-        if not any(isinstance(size, torch.SymInt) for size in signature[0]):
-            raise
-    return build(*signature)  # symbolic sizes, seen while tracing, are not hashable
-
-
-@lru_cache(maxsize=4096)
-def _cache(build, *signature):
-    return build(*signature)
+def _check_dims(name, tensor, dims):
+    if tensor.dim() != 4:
+        raise ValueError(f"{name}: expected 4 dimensions {dims}, got shape {tuple(tensor.shape)}")
 
 
 def _of_image(shape, dtype, device, layout):
@@ -156,8 +145,6 @@ def _of_image(shape, dtype, device, layout):
 
 
 def _of_conv(x, weight, stride, padding, dilation, groups, x_dtype, w_dtype, x_device, w_device, layout):
-    if len(x) != 4:
-        raise ValueError(f"input: expected 4 dimensions (N, C_in, H, W), got shape {tuple(x)}")
     if len(weight) != 4:
         raise ValueError(f"weight: expected 4 dimensions (C_out, C_in/groups, kH, kW), got shape {tuple(weight)}")
     for name, values, low in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from resnext_kernels import _native
+
 
 def pytest_addoption(parser):
     parser.addoption("--cases", help="a folder with grouped_3x3.csv: every row whose size allows is run")
@@ -15,3 +17,13 @@ def nan_filled_memory():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
     torch.use_deterministic_algorithms(before[1])
+
+
+def pytest_collection_modifyitems(items):
+    """Without native modules, a supported installation, what needs them is skipped and says why."""
+    if _native.missing is None:
+        return
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if item.get_closest_marker("native") or (parameters and "cpu" in parameters.params.values()):
+            item.add_marker(pytest.mark.skip(reason=_native.missing))

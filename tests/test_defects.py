@@ -81,14 +81,45 @@ def residual_gradient_not_masked(grad_output, *rest):
     return reference.affine_act_backward(grad_output, *rest)[0], grad_output.clone()
 
 
+def invents_a_bias(x, weight, bias, *conv):
+    z = reference.grouped_conv2d(x, weight, bias, *conv)
+    return z + 1 if bias is None else z
+
+
+def invents_a_residual(z, scale, shift, residual, activation):
+    y = reference.affine_act(z, scale, shift, residual, activation)
+    return y + 1 if residual is None else y
+
+
+def reduce_masks_from_z_alone(grad_output, z, scale, shift, mean, rstd, y, activation):
+    return reference.bn_act_reduce(grad_output, z, scale, shift, mean, rstd, None, activation)
+
+
+def backward_masks_from_z_itself(grad_output, z, scale, shift, a, b, c, y, *rest):
+    return reference.affine_act_backward(grad_output, z, scale, shift, a, b, c, z if y is None else y, *rest)
+
+
+def of_another_dtype(*args):
+    return reference.grouped_conv2d(*args).double()
+
+
+def of_another_layout(*args):
+    return reference.grouped_conv2d(*args).contiguous(memory_format=torch.channels_last)
+
+
+def empty_result(x, *rest):
+    return x.new_empty(0)
+
+
 DEFECTS = {
     "grouped_conv2d": (dropped_halo, group_off_by_one, transposed_taps, wrong_phase_of_stride,
-                       unwritten_tail, forgotten_bias),
+                       unwritten_tail, forgotten_bias, invents_a_bias, of_another_dtype, of_another_layout,
+                       empty_result),
     "grouped_conv2d_backward": (dgrad_without_flip, wgrad_of_one_image),
-    "bn_act_reduce": (mask_of_the_wrong_sign, reduce_without_mean),
+    "bn_act_reduce": (mask_of_the_wrong_sign, reduce_without_mean, reduce_masks_from_z_alone),
     "grouped_conv2d_affine_act_backward": (prologue_fills_the_halo_with_c, prologue_drops_b),
-    "affine_act": (swallowed_residual, shift_before_scale),
-    "affine_act_backward": (residual_gradient_not_masked,),
+    "affine_act": (swallowed_residual, shift_before_scale, invents_a_residual),
+    "affine_act_backward": (residual_gradient_not_masked, backward_masks_from_z_itself),
 }  # fmt: skip
 PAIRS = [(op, defect) for op, defects in DEFECTS.items() for defect in defects]
 

@@ -34,6 +34,7 @@ def test_named_backend_runs(name):
         assert run_conv() == [("grouped_conv2d", name)]
 
 
+@pytest.mark.native
 def test_first_name_that_can():
     with rk.use_backend("cpu", "reference"):
         assert run_conv() == [("grouped_conv2d", "cpu")]
@@ -51,12 +52,14 @@ def test_error_in_the_block_restores_the_choice():
     assert backends.requested() == "auto"
 
 
+@pytest.mark.native
 def test_auto_is_plain_pytorch_until_measured():
     assert run_conv() == [("grouped_conv2d", "aten")]
     name, refused = backends.explain("grouped_conv2d", PROBLEM)
     assert name == "aten" and "not measured on this CPU" in refused["cpu"][0]
 
 
+@pytest.mark.native
 def test_fallback_is_told_once_aloud_and_for_each_problem_at_info(forgotten, caplog):
     caplog.set_level(logging.INFO, logger="resnext_kernels")
     for _ in range(2):

@@ -196,6 +196,61 @@ def test_conv_arguments(backend, stride, padding, dilation):
     torch.testing.assert_close(y, F.conv2d(x, weight, None, stride, padding, dilation, 3))
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel, dilation", [(3, 1), ((5, 1), (2, 3)), (1, 1)])
+def test_named_paddings(backend, kernel, dilation, padding):
+    x, weight = torch.randn(1, 6, 11, 12), torch.randn(6, 2, *(kernel if isinstance(kernel, tuple) else (kernel,) * 2))
+    y = rk.functional.grouped_conv2d(x, weight, padding=padding, dilation=dilation, groups=3)
+    torch.testing.assert_close(y, F.conv2d(x, weight, None, 1, padding, dilation, 3))
+
+
+@pytest.mark.parametrize("vectors", [torch.float64, torch.bfloat16, "mixed"], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_vectors_of_any_dtype(backend, training, vectors):
+    x, weight = inputs()
+    state = bn_state()
+    for name, value in state.items():
+        mixed = torch.bfloat16 if "running" in name else torch.float64
+        state[name] = value.to(mixed if vectors == "mixed" else vectors)
+    theirs = {name: value.double() for name, value in state.items()}
+    y = ours(x, weight, state, training=training)
+    y_theirs = expected(x.double(), weight.double(), theirs, training)
+    torch.testing.assert_close(y.double(), y_theirs, rtol=1e-4, atol=1e-4)
+    for name, value in state.items():
+        torch.testing.assert_close(value.double(), theirs[name], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.native
+def test_frozen_batch_norm_with_a_kernel_forward_and_another_backward():
+    results = []
+    for choice in (("cpu", "aten"), ("aten",)):
+        x, weight = (v.requires_grad_() for v in inputs())
+        state = bn_state()
+        state["bn_weight"].requires_grad_()
+        with rk.use_backend(*choice), rk.backends.record() as ran:
+            y = ours(x, weight, state, training=False)
+            grads = torch.autograd.grad(y.square().sum(), (x, weight, state["bn_weight"]))
+        results.append((y, *grads))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-3)
+    with rk.use_backend("cpu", "aten"), rk.backends.record() as ran:
+        ours(x, weight, state, training=False).sum().backward()
+    assert [(op, name) for op, _, name in ran] == [
+        ("grouped_conv2d", "cpu"),
+        ("affine_act", "aten"),
+        ("bn_act_reduce", "aten"),
+        ("grouped_conv2d_affine_act_backward", "aten"),
+    ]
+
+
+def test_identity_output_may_be_changed_in_place(backend):
+    """The mask of identity needs no saved output, with a residual or without."""
+    x, _ = inputs(False)
+    x.requires_grad_()
+    y = ours(x, None, bn_state(), training=True, activation="identity", residual=torch.ones_like(x))
+    y.relu_().sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_backend_of_forward_is_the_backend_of_backward():
     x, weight = (v.requires_grad_() for v in inputs())
     with rk.use_backend("reference"):

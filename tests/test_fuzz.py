@@ -6,13 +6,17 @@ from hypothesis import strategies as st
 
 from resnext_kernels.testing.verify import call, judge
 
+# The same examples every time: the gates are probabilistic, and a failure must not depend on the day.
+SETTINGS = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 small = st.integers(0, 9)
 pairs = st.lists(st.integers(-1, 3), min_size=1, max_size=3)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@SETTINGS
 @given(
-    x=st.lists(small, min_size=3, max_size=4), weight=st.lists(small, min_size=4, max_size=4), stride=pairs,
+    x=st.lists(small, min_size=0, max_size=5), weight=st.lists(small, min_size=4, max_size=4), stride=pairs,
     padding=pairs, dilation=pairs, groups=st.integers(-1, 9), channels_last=st.booleans(), step=st.integers(1, 2),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int32]),
     activation=st.sampled_from(["relu", "silu", "identity", "tanh"]), seed=st.integers(0, 99),
@@ -31,7 +35,7 @@ def legal(draw):
     return x, [groups * cout, cin, *kernel], *map(list, conv), groups
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@SETTINGS
 @given(
     conv=legal(), channels_last=st.booleans(), step=st.integers(1, 2), seed=st.integers(0, 99),
     activation=st.sampled_from(["relu", "silu", "identity"]),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import resnext_kernels as rk
 from resnext_kernels.problem import ConvProblem
@@ -220,3 +221,88 @@ def test_recompute_in_activation_checkpointing():
         torch.testing.assert_close(torch.autograd.grad(y.square().sum(), args), plain, rtol=0, atol=0)
     expected = F.batch_norm(F.conv2d(args[0], args[1], None, 1, 1, 1, 2), None, None, args[2], args[3], True).relu()
     torch.testing.assert_close(y, expected)
+
+
+def test_only_the_output_is_differentiable():
+    """And backward gets no image of zeros for the outputs that nobody uses."""
+    args = (*leaves(), None, None, [1, 1], [1, 1], [1, 1], 2, 1e-5, "relu", "reference")
+    y, *rest = torch.ops.resnext_kernels.grouped_conv2d_bn_act(*args)
+    assert y.requires_grad and not any(value.requires_grad for value in rest)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu,aten", "reference"])
+def test_symbolic_sizes(no_compiled_code, backend):
+    """Sizes that tracing leaves open, in the weight alone too, are not hashable."""
+    x, weight, bias, _ = (leaf.detach() for leaf in leaves(torch.float32))
+    with rk.use_backend(backend):
+        traced = make_fx(lambda *a: conv(*a, None), tracing_mode="symbolic")(x, weight, bias)
+        torch.testing.assert_close(traced(x, weight, bias), conv(x, weight, bias, None))
+        compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+        for outputs in (4, 8, 16):
+            weight, bias = torch.randn(outputs, 2, 3, 3), torch.randn(outputs)
+            torch.testing.assert_close(compiled(x, weight, bias, bias), conv(x, weight, bias, bias))
+
+
+def test_training_with_captured_statistics_under_torch_func():
+    x, weight, bn_weight, bn_bias = (leaf.detach() for leaf in leaves())
+    results = []
+    for backend in ("aten", "reference"):
+        mean, var = torch.zeros(4, dtype=x.dtype), torch.ones(4, dtype=x.dtype)
+
+        def loss(weight, mean=mean, var=var):
+            y = rk.functional.grouped_conv2d_bn_act(x, weight, running_mean=mean, running_var=var, bn_weight=bn_weight,
+                                                    bn_bias=bn_bias, training=True, groups=2)  # fmt: skip
+            return y.square().sum()
+
+        with rk.use_backend(backend):
+            results.append((torch.func.grad(loss)(weight), mean, var))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.native
+def test_vmap_without_gradients_runs_the_kernel():
+    x, *rest = (leaf.detach() for leaf in leaves(torch.float32))
+    batch = torch.randn(3, *x.shape)
+    with rk.use_backend("cpu"):
+        mapped = torch.vmap(lambda x: conv_bn_act(x, *rest, training=False))(batch)
+    torch.testing.assert_close(mapped, torch.stack([conv_bn_act(x, *rest, training=False) for x in batch]))
+
+
+def test_per_sample_gradients():
+    x, weight, bias, _ = leaves()
+    with rk.use_backend("reference"):
+        per_sample = torch.vmap(
+            torch.func.grad(lambda weight, x: conv(x[None], weight, bias, None).square().sum()), (None, 0)
+        )(weight.detach(), x.detach())
+        for i in range(len(x)):
+            (grad,) = torch.autograd.grad(conv(x[i : i + 1], weight, bias, None).square().sum(), weight)
+            torch.testing.assert_close(per_sample[i], grad)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_flop_counter(backend):
+    x, weight, bias, _ = (leaf.detach() for leaf in leaves(torch.float32))
+    counts = []
+    for choice in ("aten", backend):
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, rk.use_backend(choice):
+            conv(x, weight, bias, None)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_double_backward_does_no_more_than_is_needed():
+    x, weight, bias, _ = leaves()
+    with rk.use_backend("reference"):
+        (dx,) = torch.autograd.grad(conv(x, weight, bias, None).square().sum(), x, create_graph=True)
+        with rk.backends.record() as ran:
+            torch.autograd.grad(dx.square().sum(), weight)
+    ops = [op for op, _, _ in ran]
+    # ddx meets the weight once as a convolution and once in wgrad; the outer graph adds its own wgrad
+    assert ops.count("grouped_conv2d") == 1 and ops.count("grouped_conv2d_backward") == 2
+
+
+def test_raw_op_keeps_its_dtype_under_autocast():
+    args = cases.make("grouped_conv2d", ConvProblem.parse("n1_c4_h5_g2"), integers=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for backend in ("aten", "reference"):
+            assert torch.ops.resnext_kernels.grouped_conv2d(*args, backend).dtype == torch.float32

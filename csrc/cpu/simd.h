@@ -1,6 +1,7 @@
 #pragma once
-#include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -8,6 +9,7 @@
 
 // The native vector of the ISA this file is compiled for; the enclosing namespace keeps the copies apart.
 namespace rk::cpu::RK_ISA {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -17,26 +19,184 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
-static inline Vec load(const float* p) {
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+#define RK_INLINE inline __attribute__((always_inline))
+#define RK_INLINE_LAMBDA __attribute__((always_inline))
+
+RK_INLINE Vec load(const float* p) {
   Vec v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 
-static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+RK_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
-// a * b + c, fused where the ISA can. Intrinsics, because contraction is off and GCC scalarises a loop of
-// fmaf.
-static inline Vec fma(float a, Vec b, Vec c) {
+RK_INLINE Vec broadcast(float value) { return value - Vec{}; }
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+RK_INLINE __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
+// The first count lanes; nothing past them is touched. Lanes not loaded are zero.
+RK_INLINE Vec load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)
-  return (Vec)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)c);
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_maskload_ps(p, first_lanes(count));
+#else
+  Vec v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+// Lanes [begin, end), lane i to p[i]; nothing else is touched.
+RK_INLINE void store_lanes(float* p, Vec v, int64_t begin, int64_t end) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << end) - (1u << begin)), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, _mm256_andnot_si256(first_lanes(begin), first_lanes(end)), (__m256)v);
+#else
+  for (int64_t i = begin; i < end; ++i) p[i] = v[i];
+#endif
+}
+
+RK_INLINE void store_first(float* p, Vec v, int64_t count) { store_lanes(p, v, 0, count); }
+
+// a * b + c, fused where the ISA can. Intrinsics, because contraction is off.
+RK_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-  return (Vec)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)c);
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   return a * b + c;
 #endif
 }
 
+// Keeps a loaded vector in a register. GCC otherwise repeats the load as a memory operand of every
+// instruction that uses the vector, and unaligned loads are what a convolution along rows has too many of.
+RK_INLINE void keep_in_register(Vec& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
+// Makes the compiler load again what it has loaded, rather than keep it in registers that it lacks.
+RK_INLINE void forget_loads() { asm volatile("" : : : "memory"); }
+
+RK_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }
+RK_INLINE void prefetch_for_write(float* p) { __builtin_prefetch(p, 1, 3); }
+
+// Lane i of the result is lane kIndex[i] of a followed by b.
+template <int... kIndex>
+RK_INLINE Vec shuffle(Vec a, Vec b) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, kIndex...);
+#else
+  return __builtin_shuffle(a, b, IntVec{kIndex...});
+#endif
+}
+
+using Lanes = std::make_integer_sequence<int, kLanes>;
+
+template <int kMask, int... kLane>
+RK_INLINE Vec xor_lanes(Vec v, std::integer_sequence<int, kLane...>) {
+  return shuffle<(kLane ^ kMask)...>(v, v);
+}
+
+template <int kOdd, int... kLane>
+RK_INLINE Vec repeat_lanes(Vec v, std::integer_sequence<int, kLane...>) {
+  return shuffle<((kLane & ~1) | kOdd)...>(v, v);
+}
+
+template <int... kLane>
+RK_INLINE Vec even_lanes(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
+  return shuffle<(2 * kLane)...>(a, b);
+}
+
+// One butterfly of a transpose: swaps the kBit-set lanes of a with the kBit-clear lanes of b.
+template <int kBit, int... kLane>
+RK_INLINE void exchange(Vec& a, Vec& b, std::integer_sequence<int, kLane...>) {
+  const Vec low = shuffle<(kLane & kBit ? kLanes + (kLane ^ kBit) : kLane)...>(a, b);
+  b = shuffle<(kLane & kBit ? kLanes + kLane : kLane ^ kBit)...>(a, b);
+  a = low;
+}
+
+// Lane i of v lands at lane i ^ kMask.
+template <int kMask>
+RK_INLINE Vec xor_lanes(Vec v) {
+  return xor_lanes<kMask>(v, Lanes{});
+}
+
+// A load with each pair of lanes filled from its even (kOdd = 0) or odd lane. x86 does this on the load port.
+template <int kOdd>
+RK_INLINE Vec load_repeated(const float* p) {
+#if defined(__AVX512F__)
+  return (Vec)(kOdd ? _mm512_movehdup_ps(_mm512_loadu_ps(p)) : _mm512_moveldup_ps(_mm512_loadu_ps(p)));
+#elif defined(__AVX2__)
+  return (Vec)(kOdd ? _mm256_movehdup_ps(_mm256_loadu_ps(p)) : _mm256_moveldup_ps(_mm256_loadu_ps(p)));
+#else
+  return repeat_lanes<kOdd>(load(p), Lanes{});
+#endif
+}
+
+// The even lanes of a followed by b.
+RK_INLINE Vec even_lanes(Vec a, Vec b) { return even_lanes(a, b, Lanes{}); }
+
+template <int kBit = 1>
+RK_INLINE void transpose(Vec (&rows)[kLanes]) {
+  if constexpr (kBit < kLanes) {
+    for (int i = 0; i < kLanes; ++i)
+      if (!(i & kBit)) exchange<kBit>(rows[i], rows[i | kBit], Lanes{});
+    transpose<2 * kBit>(rows);
+  }
+}
+
+// Calls body(integral_constant<int, i>) for i in [0, kCount): loops whose arrays must stay in registers.
+template <class Body, int... kIndex>
+RK_INLINE void unroll(Body&& body, std::integer_sequence<int, kIndex...>) {
+  (body(std::integral_constant<int, kIndex>{}), ...);
+}
+
+template <int kCount, class Body>
+RK_INLINE void unroll(Body&& body) {
+  unroll(body, std::make_integer_sequence<int, kCount>{});
+}
+
+// e^v to about one unit in the last place; NaN stays NaN.
+inline Vec exp(Vec v) {
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec x = v < -87.3f ? broadcast(-87.3f) : v > 88.7f ? broadcast(88.7f) : v;
+  const Vec shifted = fma(x, broadcast(1.44269504f), broadcast(kRound));
+  const Vec n = shifted - kRound;
+  Vec r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  Vec sum = broadcast(1.9875691500e-4f);
+  for (const float c :
+       {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f, 1.f, 1.f})
+    sum = fma(sum, r, broadcast(c));
+  const IntVec exponent = (IntVec)shifted << 23;
+  const Vec result = (Vec)((IntVec)sum + exponent);
+  return v > 88.7f ? broadcast(__builtin_inff()) : result;
+}
+
+}  // namespace
 }  // namespace rk::cpu::RK_ISA

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from functools import lru_cache
 
+from .._memo import is_unhashable
 from . import aten, cpu, reference
 
 logger = logging.getLogger("resnext_kernels")
@@ -24,14 +25,17 @@ class BackendError(RuntimeError):
 
 @contextlib.contextmanager
 def use_backend(*names: str):
-    """Within the block, process-wide, ops run on the first of `names` that can; none: BackendError with the reasons.
+    """Within the block ops run on the first of `names` that can; none: BackendError with the reasons.
 
-    Recorded in forward and reused in backward.
+    For the whole process, as torch.nn.attention.sdpa_kernel: not to be entered by several threads at once. Recorded
+    in forward and reused in backward.
     """
     global _requested
+    names = [each for name in names for each in name.split(",")]
     unknown = [name for name in names if name not in (*_BY_NAME, AUTO)]
     if unknown or not names:
-        raise ValueError(f"use_backend: expected names among {', '.join((AUTO, *_BY_NAME))}, got {names}")
+        given = ", ".join(names) or "none"
+        raise ValueError(f"use_backend: expected names among {', '.join((AUTO, *_BY_NAME))}, got {given}")
     before, _requested = _requested, ",".join(names)
     try:
         yield
@@ -68,8 +72,16 @@ def run(op: str, problem, requested: str, *args):
 
 
 def runs_plain(ops: tuple[str, ...], problem, requested: str) -> bool:
-    """Whether all of `ops` would run on aten; a caller then runs what the user had: PyTorch's own functions."""
-    plain = _all_aten(ops, problem, requested)
+    """Whether all of `ops` would run on aten; a caller then runs what the user had: PyTorch's own functions.
+
+    Raises BackendError where one of them can run on none of the requested backends.
+    """
+    try:
+        plain = _all_aten(ops, problem, requested)
+    except TypeError as error:
+        if not is_unhashable(error):
+            raise
+        return always_plain(requested)
     if plain and _record is not None:
         _record.extend((op, problem, aten.NAME) for op in ops)
     return plain
@@ -77,7 +89,8 @@ def runs_plain(ops: tuple[str, ...], problem, requested: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _all_aten(ops, problem, requested):
-    return all(select(op, problem, requested) is aten for op in ops)
+    chosen = [select(op, problem, requested) for op in ops]
+    return all(module is aten for module in chosen)
 
 
 def always_plain(requested: str) -> bool:
@@ -96,7 +109,8 @@ def explain(op: str, problem, requested: str = AUTO) -> tuple[str | None, dict[s
         else:
             raise ValueError(f"backend: expected names among {', '.join((AUTO, *_BY_NAME))}, got {name!r}")
         for module in candidates:
-            reasons = module.unsupported_reasons(op, problem)
+            lacking = [] if hasattr(module, op) else [f"has no {op}"]
+            reasons = lacking + module.unsupported_reasons(op, problem)
             if name == AUTO and not reasons:
                 reasons = module.not_automatic_reasons(op, problem)
             if not reasons:

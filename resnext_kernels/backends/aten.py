@@ -1,12 +1,15 @@
 """Plain PyTorch: the automatic fallback, built from the functions that the user had."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 
 from ..problem import memory_format, stats_dtype
 
 NAME = "aten"
-_ACTIVATE = {"identity": lambda y: y, "relu": F.relu, "silu": F.silu}
+# On fresh tensors only: relu works in place, as it does in the models that this must not be slower than.
+ACTIVATE = {"identity": lambda y: y, "relu": torch.relu_, "silu": F.silu}
 
 
 def missing():
@@ -18,11 +21,16 @@ def measured() -> bool:
 
 
 def unsupported_reasons(op, problem) -> list[str]:
-    return [] if op in globals() else [f"has no {op}"]
+    return []
 
 
 def not_automatic_reasons(op, problem) -> list[str]:
     return []
+
+
+def _no_autocast(device_type):
+    active = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if active else contextlib.nullcontext()
 
 
 def _channel(vector):
@@ -31,7 +39,10 @@ def _channel(vector):
 
 def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
     layout = memory_format(x)
-    y = torch.conv2d(x, weight.contiguous(memory_format=layout), bias, stride, padding, dilation, groups)
+    weight = weight.contiguous(memory_format=layout)
+    # The op's dtype is its inputs': autocast was applied, or not, before it.
+    with _no_autocast(x.device.type):
+        y = torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return y.contiguous(memory_format=layout)
 
 
@@ -44,7 +55,9 @@ def grouped_conv2d_backward(grad_output, x, weight, stride, padding, dilation, g
     dx, dw, db = (x.new_empty(0) if grad is None else grad for grad in grads)
     if output_mask[0]:
         dx = dx.contiguous(memory_format=layout)
-    return dx, dw.contiguous(), db
+    if output_mask[1]:
+        dw = dw.contiguous(memory_format=memory_format(weight))
+    return dx, dw, db
 
 
 def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
@@ -75,7 +88,7 @@ def affine_act(z, scale, shift, residual, activation):
     pre = torch.addcmul(_channel(shift), z.to(scale.dtype), _channel(scale))
     if residual is not None:
         pre = pre + residual
-    return _ACTIVATE[activation](pre).to(z.dtype).contiguous(memory_format=memory_format(z))
+    return ACTIVATE[activation](pre).to(z.dtype).contiguous(memory_format=memory_format(z))
 
 
 def _masked_grad(grad_output, z, scale, shift, y, activation):

@@ -7,7 +7,6 @@ from ..checks import ACTIVATIONS
 from ..problem import ConvProblem, memory_format
 
 NAME = "cpu"
-OPS = ("grouped_conv2d", "grouped_conv2d_affine_act")
 
 
 def missing():
@@ -20,8 +19,6 @@ def measured() -> bool:
 
 def unsupported_reasons(op, problem) -> list[str]:
     reasons = [_native.missing] if _native.missing else []
-    if op not in OPS:
-        reasons.append(f"has no {op}")
     if problem.device != "cpu":
         reasons.append(f"runs on cpu tensors, got {problem.device}")
     if problem.dtype != torch.float32:

@@ -67,12 +67,17 @@ def bn_backward(ctx, grad, z, mean, rstd, scale, shift, y, needs):
 def _setup(ctx, inputs, output):
     z, bn_weight, bn_bias, mean, _, residual, _, ctx.activation, ctx.backend = inputs
     y, mean_used, _, rstd, scale, shift = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.frozen = mean is not None
     ctx.dtypes = [None if v is None else v.dtype for v in (bn_weight, bn_bias)]
-    ctx.save_for_backward(z, mean_used, rstd, scale, shift, None if residual is None else y)
+    mask_from_y = residual is not None and ctx.activation == "relu"
+    ctx.save_for_backward(z, mean_used, rstd, scale, shift, y if mask_from_y else None)
 
 
 def _backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 9
     z, mean, rstd, scale, shift, y = ctx.saved_tensors
     needs = ctx.needs_input_grad
     abc, dweight, dbias = bn_backward(ctx, grad, z, mean, rstd, scale, shift, y, needs[1:3])

@@ -18,7 +18,7 @@ def empty_output(x, weight, stride, padding, dilation):
 def empty_grads(x, weight, output_mask):
     """dx and dw, empty where not asked."""
     dx = torch.empty_like(x, memory_format=memory_format(x)) if output_mask[0] else x.new_empty(0)
-    dw = torch.empty_like(weight, memory_format=torch.contiguous_format) if output_mask[1] else x.new_empty(0)
+    dw = torch.empty_like(weight, memory_format=memory_format(weight)) if output_mask[1] else x.new_empty(0)
     return dx, dw
 
 
@@ -44,24 +44,28 @@ def _backward_fake(grad_output, x, weight, stride, padding, dilation, groups, ou
 
 def _setup_backward(ctx, inputs, output):
     grad_output, x, weight, *ctx.conv, _, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad_output, x, weight)
 
 
 def _double_backward(ctx, ddx, ddw, ddb):
     """The backward is bilinear in (grad_output, weight) and (grad_output, x): its own gradients are convolutions."""
     grad_output, x, weight = ctx.saved_tensors
-    dgrad_output = dx = dw = None
-    if ddx.numel():
-        dgrad_output = grouped_conv2d(ddx, weight, None, *ctx.conv, ctx.backend)
-        dw = grouped_conv2d_backward(grad_output, ddx, weight, *ctx.conv, [False, True, False], ctx.backend)[1]
-    if ddw.numel():
-        from_weight = grouped_conv2d(x, ddw, None, *ctx.conv, ctx.backend)
-        dgrad_output = from_weight if dgrad_output is None else dgrad_output + from_weight
-        dx = grouped_conv2d_backward(grad_output, x, ddw, *ctx.conv, [True, False, False], ctx.backend)[0]
-    if ddb.numel():
-        from_bias = ddb.view(1, -1, 1, 1).expand_as(grad_output)
-        dgrad_output = from_bias if dgrad_output is None else dgrad_output + from_bias
-    return dgrad_output, dx, dw, None, None, None, None, None, None
+    needs_grad, needs_x, needs_weight = ctx.needs_input_grad[:3]
+    dgrad, dx, dw = [], None, None
+    if ddx is not None:
+        if needs_grad:
+            dgrad.append(grouped_conv2d(ddx, weight, None, *ctx.conv, ctx.backend))
+        if needs_weight:
+            dw = grouped_conv2d_backward(grad_output, ddx, weight, *ctx.conv, [False, True, False], ctx.backend)[1]
+    if ddw is not None:
+        if needs_grad:
+            dgrad.append(grouped_conv2d(x, ddw, None, *ctx.conv, ctx.backend))
+        if needs_x:
+            dx = grouped_conv2d_backward(grad_output, x, ddw, *ctx.conv, [True, False, False], ctx.backend)[0]
+    if ddb is not None and needs_grad:
+        dgrad.append(ddb.view(1, -1, 1, 1).expand_as(grad_output))
+    return sum(dgrad[1:], dgrad[0]) if dgrad else None, dx, dw, *[None] * 6
 
 
 def _setup(ctx, inputs, output):
@@ -82,6 +86,7 @@ grouped_conv2d_backward = define(
     "(Tensor dx, Tensor dw, Tensor db)",
     problem=_backward_problem,
     fake=_backward_fake,
+    flops=lambda problem, *inputs: problem.flops * sum(inputs[-1][:2]),
     setup_context=_setup_backward,
     backward=_double_backward,
 )
@@ -91,6 +96,7 @@ grouped_conv2d = define(
     "Tensor",
     problem=_problem,
     fake=_fake,
+    flops=lambda problem, *_: problem.flops,
     setup_context=_setup,
     backward=_backward,
 )

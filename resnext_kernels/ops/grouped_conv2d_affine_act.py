@@ -40,6 +40,7 @@ grouped_conv2d_affine_act = define(
     "Tensor",
     problem=_problem,
     fake=_fake,
+    flops=lambda problem, *_: problem.flops,
 )
 grouped_conv2d_affine_act_backward = define(
     "grouped_conv2d_affine_act_backward",
@@ -48,4 +49,5 @@ grouped_conv2d_affine_act_backward = define(
     "(Tensor dx, Tensor dw)",
     problem=_backward_problem,
     fake=_backward_fake,
+    flops=lambda problem, *inputs: problem.flops * sum(inputs[-1]),
 )

@@ -45,12 +45,16 @@ def _fake(x, weight, bn_weight, bn_bias, mean, var, stride, padding, dilation, g
 def _setup(ctx, inputs, output):
     x, weight, bn_weight, bn_bias, mean, _, *ctx.conv, _, ctx.activation, ctx.backend = inputs
     _, z, mean_used, _, rstd, scale, shift = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.frozen = mean is not None
     ctx.dtypes = [None if v is None else v.dtype for v in (bn_weight, bn_bias)]
     ctx.save_for_backward(x, weight, z, mean_used, rstd, scale, shift)
 
 
 def _backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 13
     x, weight, z, mean, rstd, scale, shift = ctx.saved_tensors
     needs = ctx.needs_input_grad
     abc, dbn_weight, dbn_bias = bn_backward(ctx, grad, z, mean, rstd, scale, shift, None, needs[2:4])
@@ -71,6 +75,7 @@ grouped_conv2d_bn_act = define(
     problem=_problem,
     fake=_fake,
     impl=_impl,
+    flops=lambda problem, *_: problem.flops,
     setup_context=_setup,
     backward=_backward,
 )

@@ -17,4 +17,5 @@ grouped_conv2d_stats = define(
     "(Tensor z, Tensor mean, Tensor M2)",
     problem=ConvProblem.from_tensors,
     fake=_fake,
+    flops=lambda problem, *_: problem.flops,
 )

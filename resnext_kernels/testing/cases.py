@@ -13,8 +13,8 @@ FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 class Fill:
     """Random tensors from a seed: normals, or integers (halves for `scale`) whose sums are exact in any order."""
 
-    def __init__(self, problem: ConvProblem, integers: bool, seed: int = 0):
-        self.problem, self.integers = problem, integers
+    def __init__(self, problem: ConvProblem, integers: bool, optional: bool = True, seed: int = 0):
+        self.problem, self.integers, self.optional = problem, integers, optional
         self.generator = torch.Generator().manual_seed(seed)
 
     def _values(self, shape, high, density=1.0):
@@ -26,6 +26,10 @@ class Fill:
     def image(self, shape, high=2, density=1.0):
         layout = FORMATS[self.problem.layout]
         return self._values(shape, high, density).to(self.problem.device, self.problem.dtype, memory_format=layout)
+
+    def maybe(self, tensor):
+        """An optional argument: given or None, one for the whole case."""
+        return tensor if self.optional else None
 
     def x(self):
         p = self.problem
@@ -71,7 +75,7 @@ def _conv(problem):
 
 @case
 def grouped_conv2d(problem, fill, activation):
-    return fill.x(), fill.weight(), fill.bias(), *_conv(problem)
+    return fill.x(), fill.weight(), fill.maybe(fill.bias()), *_conv(problem)
 
 
 @case
@@ -102,33 +106,46 @@ def bn_stats(problem, fill, activation):
 
 @case
 def affine_act(problem, fill, activation):
-    residual = None if activation == "silu" else fill.z()
-    return fill.z(), fill.scale(), fill.vector(), residual, activation
+    return fill.z(), fill.scale(), fill.vector(), fill.maybe(fill.z()), activation
 
 
 @case
 def bn_act_reduce(problem, fill, activation):
-    return fill.grad(), fill.z(), fill.scale(), fill.vector(), fill.vector(), fill.scale(), None, activation
+    y = None if activation == "silu" else fill.maybe(fill.z())
+    return fill.grad(), fill.z(), fill.scale(), fill.vector(), fill.vector(), fill.scale(), y, activation
 
 
 @case
 def affine_act_backward(problem, fill, activation):
-    y = None if activation == "silu" else fill.z()
+    y = None if activation == "silu" else fill.maybe(fill.z())
     vectors = (fill.scale(), fill.vector(), fill.scale(), fill.vector(), fill.vector())
     return fill.grad(), fill.z(), *vectors, y, activation, [True, True]
 
 
+def _batch_norm(fill):
+    """bn_weight, bn_bias, mean, var: affine with batch statistics, or frozen statistics alone."""
+    return (fill.scale(), fill.vector(), None, None) if fill.optional else (None, None, fill.vector(), fill.scale())
+
+
 @case
 def bn_act(problem, fill, activation):
-    residual = None if activation == "silu" else fill.z()
-    return fill.z(), fill.scale(), fill.vector(), None, None, residual, 1e-5, activation
+    residual = None if activation == "silu" else fill.maybe(fill.z())
+    return fill.z(), *_batch_norm(fill), residual, 1e-5, activation
 
 
 @case
 def grouped_conv2d_bn_act(problem, fill, activation):
-    return fill.x(), fill.weight(), fill.scale(), fill.vector(), None, None, *_conv(problem), 1e-5, activation
+    return fill.x(), fill.weight(), *_batch_norm(fill), *_conv(problem), 1e-5, activation
 
 
-def make(op: str, problem: ConvProblem, *, integers: bool, activation: str = "relu", seed: int = 0) -> tuple:
-    """The arguments of `op`, but `backend`, on `problem`."""
-    return CASES[op](problem, Fill(problem, integers, seed), activation)
+def make(op: str, problem: ConvProblem, *, integers: bool, activation: str = "relu", optional: bool = True,
+         seed: int = 0) -> tuple:  # fmt: skip
+    """The arguments of `op`, but `backend`, on `problem`; its optional ones given or None."""
+    return CASES[op](problem, Fill(problem, integers, optional, seed), activation)
+
+
+def variants(op: str, problem: ConvProblem, **options) -> list[tuple]:
+    """The arguments of `op` with its optional ones and, where it has any, without."""
+    given, without = (make(op, problem, optional=optional, **options) for optional in (True, False))
+    has_any = any((a is None) != (b is None) for a, b in zip(given, without, strict=True))
+    return [given, without] if has_any else [given]

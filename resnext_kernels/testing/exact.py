@@ -3,7 +3,7 @@
 import torch
 
 from . import cases
-from .verify import call
+from .verify import call, wrong_form
 
 # The statistics divide by a count and silu is transcendental: those are held by the error gates.
 OPS = ("grouped_conv2d", "grouped_conv2d_backward", "grouped_conv2d_affine_act", "grouped_conv2d_affine_act_backward",
@@ -16,13 +16,21 @@ def upcast(args: tuple) -> tuple:
 
 def mismatch(op: str, problem, backend: str, *, activation: str = "relu", oracle: str = "reference") -> str | None:
     """None if `op` is bit-equal to the once-rounded float64 results of `oracle`, else the first difference."""
-    args = cases.make(op, problem, integers=True, activation=activation)
-    for i, (got, exact) in enumerate(zip(call(op, args, backend), call(op, upcast(args), oracle), strict=True)):
+    for args in cases.variants(op, problem, integers=True, activation=activation):
+        found = _difference(op, args, call(op, args, backend), call(op, upcast(args), oracle))
+        if found:
+            return f"{op} on {problem}: {found}"
+    return None
+
+
+def _difference(op, args, results, exact_results) -> str | None:
+    found = wrong_form(op, args, results)
+    if found:
+        return found
+    for i, (got, exact) in enumerate(zip(results, exact_results, strict=True)):
         different = (got != exact.to(got.dtype)).nonzero()
         if len(different):
             place = tuple(different[0].tolist())
-            share = f"{len(different)} of {got.numel()}"
-            return (
-                f"{op} on {problem}, result {i}{list(place)}: {exact[place]} expected, {got[place]} got; {share} differ"
-            )
+            values = f"expected {exact[place]}, got {got[place]}; {len(different)} of {got.numel()} differ"
+            return f"result {i}{list(place)}: {values}"
     return None

@@ -65,21 +65,20 @@ def _conv_backward(grad, grad_error, x, weight, conv, output_mask, dtype):
     absolute = reference.grouped_conv2d_backward(grad.abs(), x, weight, *conv, [*output_mask, False])
     from_grad = reference.grouped_conv2d_backward(grad_error, x, weight, *conv, [*output_mask, False])
     terms = weight.shape[0] // conv[-1] * weight[0, 0].numel(), grad[:, 0].numel()
-    return [
+    gates = [
         _stored(name, exact[i], _sum_error(absolute[i], terms[i], dtype) + from_grad[i], dtype)
         for i, name in enumerate(("dx", "dw"))
         if output_mask[i]
     ]
+    return [gates.pop(0) if asked else None for asked in output_mask]
 
 
 def grouped_conv2d_backward(results, grad_output, x, weight, *rest):
     *conv, output_mask = rest
     grad = grad_output.double()
     gates = _conv_backward(grad, torch.zeros_like(grad), x, weight, conv, output_mask[:2], x.dtype)
-    if output_mask[2]:
-        error = _sum_error(grad.abs().sum((0, 2, 3)), grad[:, 0].numel(), x.dtype)
-        gates.append(_stored("db", grad.sum((0, 2, 3)), error, x.dtype))
-    return gates
+    error = _sum_error(grad.abs().sum((0, 2, 3)), grad[:, 0].numel(), x.dtype)
+    return [*gates, _stored("db", grad.sum((0, 2, 3)), error, x.dtype) if output_mask[2] else None]
 
 
 def _affine(z, z_error, scale, shift, residual, activation, dtype):
@@ -130,7 +129,7 @@ def affine_act_backward(results, grad_output, z, scale, shift, a, b, c, y, activ
     g, doubt = _masked_grad(grad_output, z, scale, shift, y, activation, z.dtype)
     dz, error = _dz(grad_output, z, scale, shift, a, b, c, y, activation, z.dtype)
     gates = [_stored("dz", dz, error, z.dtype), _stored("dresidual", g, doubt, z.dtype)]
-    return [gate for gate, asked in zip(gates, output_mask, strict=True) if asked]
+    return [gate if asked else None for gate, asked in zip(gates, output_mask, strict=True)]
 
 
 def grouped_conv2d_affine_act_backward(results, grad_output, z, scale, shift, a, b, c, x, weight, *rest):
@@ -153,10 +152,10 @@ def bn_act_reduce(results, grad_output, z, scale, shift, mean, rstd, y, activati
 
 def bn_stats(results, z):
     values = z.double().transpose(0, 1).flatten(1)
-    unit, count = _accumulator(z.dtype), values.shape[1]
-    mean = values.mean(1)
+    unit, count = _accumulator(z.dtype), max(values.shape[1], 1)
+    mean = values.sum(1) / count
     m2 = (values - mean[:, None]).square().sum(1)
-    mean_error = (math.log2(count) + 4) * unit * values.abs().mean(1)
+    mean_error = (math.log2(count) + 4) * unit * values.abs().sum(1) / count
     # condition number of the variance: sqrt(1 + mean^2 / var)
     kappa2 = 1 + mean.square() * count / m2.clamp_min(torch.finfo(torch.float64).tiny)
     m2_error = m2 * (unit * (8 + math.log2(count)) + 4 * kappa2 * (4 * unit) ** 2)
@@ -184,7 +183,7 @@ def _fold(mean, var, bn_weight, bn_bias, eps, unit):
 
 def bn_act(results, z, bn_weight, bn_bias, mean, var, residual, eps, activation):
     y, mean_used, var_used, _, scale, shift = results
-    count = z[:, 0].numel()
+    count = max(z[:, 0].numel(), 1)
     stats = bn_stats(results, z)
     stats[1] = Gate("var", stats[1].expected / count, stats[1].allowed / count + _accumulator(z.dtype) * var_used)
     if mean is not None:

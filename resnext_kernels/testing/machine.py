@@ -27,8 +27,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def commit(folder: Path) -> str:
+    """The commit of the checkout that `folder` lies in."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -48,7 +49,6 @@ def describe() -> dict[str, object]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "resnext_kernels": __version__,
-        "commit": _commit(),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "native": native,

@@ -53,6 +53,7 @@ def interleave(functions: dict, device: str = "cpu", *, rounds: int = 15, budget
     for done in range(rounds):
         if done >= 3 and time.perf_counter() - start > budget_s:
             break
-        for name, function in functions.items():
-            seconds[name].append(clock.time(function))
+        order = list(functions)
+        for name in order[done % len(order) :] + order[: done % len(order)]:
+            seconds[name].append(clock.time(functions[name]))
     return {name: Timing.of(values) for name, values in seconds.items()}

@@ -27,21 +27,40 @@ def call(op: str, args: tuple, backend: str) -> tuple:
     return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
 
+def _meta(tensor):
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def wrong_form(op: str, args: tuple, results: tuple) -> str | None:
+    """How the results differ in shape, dtype or strides from what the op promises, its fake; None if they do not."""
+    meta = tuple(_meta(a) if isinstance(a, torch.Tensor) else a for a in args)
+    for i, (got, promised) in enumerate(zip(results, call(op, meta, "reference"), strict=True)):
+        for what in ("shape", "dtype"):
+            if getattr(got, what) != getattr(promised, what):
+                return f"result {i}: expected {what} {getattr(promised, what)}, got {getattr(got, what)}"
+        if got.numel() and got.stride() != promised.stride():
+            return f"result {i}: expected strides {promised.stride()}, got {got.stride()}"
+    return None
+
+
 def judge(op: str, args: tuple, results: tuple) -> Verdict:
+    form = wrong_form(op, args, results)
+    if form:
+        return Verdict(float("inf"), float("inf"), form)
     worst = Verdict(0.0, 0.0, "exact")
     for result, gate in zip(results, getattr(gates, op)(results, *args), strict=True):
-        if result.numel() == 0:
-            continue
+        if gate is None or result.numel() == 0:
+            continue  # a gradient that was not asked for, or of an empty batch
         error = (result.double() - gate.expected).abs()
         # Equal infinities and a shared NaN are no error; a NaN in one alone is an infinite one.
         same = (result.double() == gate.expected) | (result.isnan() & gate.expected.isnan())
         error = torch.where(same, 0.0, error.nan_to_num(nan=torch.inf))
         ratio = torch.where(error == 0, 0.0, error / gate.allowed)
-        index = int(ratio.argmax())
         worst.max_error = max(worst.max_error, float(error.max()))
         if float(ratio.max()) > worst.ratio:
+            index = int(ratio.argmax())
             place = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), ratio.shape))
-            got, expected = result.flatten()[index].item(), gate.expected.flatten()[index].item()
+            got, expected = result.reshape(-1)[index].item(), gate.expected.reshape(-1)[index].item()
             worst.ratio = float(ratio.max())
             worst.where = f"{gate.name}{list(place)}: expected {expected:.9g}, got {got:.9g}"
     return worst
@@ -49,5 +68,5 @@ def judge(op: str, args: tuple, results: tuple) -> Verdict:
 
 def verify(op: str, problem, backend: str, *, activation: str = "relu", seed: int = 0) -> Verdict:
     """`op` on normal inputs of `problem`'s size through `backend` (names as in use_backend, joined by commas)."""
-    args = cases.make(op, problem, integers=False, activation=activation, seed=seed)
-    return judge(op, args, call(op, args, backend))
+    args = cases.variants(op, problem, integers=False, activation=activation, seed=seed)
+    return max((judge(op, each, call(op, each, backend)) for each in args), key=lambda verdict: verdict.ratio)

@@ -1,0 +1,171 @@
+// What the grouped convolution kernels share: scratch memory, running tasks on threads, the epilogue.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "cpu/simd.h"
+#include "problem.h"
+
+namespace rk::cpu::RK_ISA {
+namespace {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The least power of two that is no less than n.
+inline int64_t power_of_two(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// Zeroed floats on a cache line, null when memory ran out: a thread's body must not throw. Not std::vector,
+// whose inline code the linker could take from another ISA's object.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    const size_t bytes = ceil_div(floats + 1, 16) * 64;  // never 0, which may give null
+    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (data_) std::memset(data_, 0, bytes);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+  float* data() const { return data_; }
+
+ private:
+  float* data_;
+};
+
+// Runs kernel.range over its tasks, each thread with scratch of its own.
+template <class Kernel>
+void run(const Kernel& kernel, ParallelFor parallel_for) {
+  struct Context {
+    const Kernel& kernel;
+    std::atomic<bool> out_of_memory;
+
+    static void body(int64_t begin, int64_t end, void* context) {
+      auto& self = *static_cast<Context*>(context);
+      const Scratch scratch(self.kernel.scratch_floats());
+      if (scratch.data())
+        self.kernel.range(begin, end, scratch.data());
+      else
+        self.out_of_memory = true;
+    }
+  } context{kernel, {false}};
+  if (parallel_for)
+    parallel_for(0, kernel.tasks(), 1, &Context::body, &context);
+  else
+    Context::body(0, kernel.tasks(), &context);
+  if (context.out_of_memory) throw std::bad_alloc();
+}
+
+// act(sum * scale + shift).
+struct Finish {
+  Vec scale, shift, floor;
+  bool silu;
+
+  // Lanes are channels.
+  Finish(const Epilogue& epilogue, int64_t first_channel, int64_t count)
+      : Finish(epilogue, epilogue.scale ? load_first(epilogue.scale + first_channel, count) : broadcast(1.f),
+               epilogue.shift ? load_first(epilogue.shift + first_channel, count) : Vec{}) {}
+
+  // All lanes are one channel.
+  Finish(const Epilogue& epilogue, int64_t channel)
+      : Finish(epilogue, broadcast(epilogue.scale ? epilogue.scale[channel] : 1.f),
+               broadcast(epilogue.shift ? epilogue.shift[channel] : 0.f)) {}
+
+  Finish(const Epilogue& epilogue, Vec scale, Vec shift)
+      : scale(scale),
+        shift(shift),
+        floor(broadcast(epilogue.activation == Activation::kRelu ? 0.f : -__builtin_inff())),
+        silu(epilogue.activation == Activation::kSilu) {}
+
+  // All but SiLU, without a branch. Not max: NaN passes, as in eager.
+  RK_INLINE Vec bounded(Vec sum) const {
+    const Vec v = fma(sum, scale, shift);
+    return v <= floor ? floor : v;
+  }
+
+  RK_INLINE Vec operator()(Vec sum) const {
+    const Vec v = bounded(sum);
+    return silu ? v / (1.f + exp(-v)) : v;
+  }
+};
+
+// Prefetches `runs` runs of cells one at a time, between multiply-adds: requests in a burst would wait for
+// each other. Then it stays on the last cell.
+struct Prefetcher {
+  const float* at;
+  int64_t next_cell, next_run, cells, runs, left;
+
+  Prefetcher(const float* first, int64_t next_cell, int64_t cells, int64_t next_run, int64_t runs)
+      : at(first),
+        next_cell(next_cell),
+        next_run(next_run - (cells - 1) * next_cell),
+        cells(cells),
+        runs(runs),
+        left(cells) {}
+
+  RK_INLINE void operator()() {
+    prefetch(at);
+    if (--left > 0) {
+      at += next_cell;
+    } else if (--runs > 0) {
+      at += next_run;
+      left = cells;
+    } else {
+      next_cell = 0;
+    }
+  }
+};
+
+// One group's input rows for a strip of output rows, zero-padded and split by stride phase, so that a kernel
+// tap is a fixed offset and neighbouring outputs read neighbouring cells. A cell is a float or a vector.
+struct PaddedStrip {
+  int64_t pitch, rows, phase_size, output_rows, strips;
+
+  PaddedStrip(const ConvProblem& p, int64_t most_cells) {
+    pitch = p.ow + p.dilation[1] * (p.kw - 1) / p.stride[1];
+    const int64_t halo = p.dilation[0] * (p.kh - 1) / p.stride[0], phases = p.stride[0] * p.stride[1];
+    output_rows = std::clamp(most_cells / (pitch * phases) - halo, std::min(p.oh, int64_t{4}), p.oh);
+    strips = ceil_div(p.oh, output_rows);
+    output_rows = ceil_div(p.oh, strips);
+    rows = output_rows + halo;
+    phase_size = rows * pitch;
+  }
+
+  int64_t phases(const ConvProblem& p) const { return p.stride[0] * p.stride[1]; }
+
+  int64_t tap(const ConvProblem& p, int64_t i, int64_t j) const {
+    const int64_t y = i * p.dilation[0], x = j * p.dilation[1];
+    const int64_t phase = y % p.stride[0] * p.stride[1] + x % p.stride[1];
+    return phase * phase_size + y / p.stride[0] * pitch + x / p.stride[1];
+  }
+
+  // Calls copy(cell, row, column, count) for the cells inside the image, whose columns step by the stride,
+  // and clear(cell, count) for rows outside it. Columns outside are never written and stay zero.
+  template <class Copy, class Clear>
+  RK_INLINE void fill(const ConvProblem& p, int64_t strip, Copy copy, Clear clear) const {
+    for (int64_t b = 0; b < p.stride[1]; ++b) {
+      const int64_t first = b - p.padding[1], step = p.stride[1];
+      const int64_t begin = std::min(pitch, first < 0 ? ceil_div(-first, step) : 0);
+      const int64_t end = first < p.w ? std::clamp(ceil_div(p.w - first, step), begin, pitch) : begin;
+      for (int64_t a = 0; a < p.stride[0]; ++a)
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t row = (strip * output_rows + r) * p.stride[0] + a - p.padding[0];
+          const int64_t cell = (a * p.stride[1] + b) * phase_size + r * pitch + begin;
+          if (row < 0 || row >= p.h)
+            clear(cell, end - begin);
+          else
+            copy(cell, row, first + begin * step, end - begin);
+        }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace rk::cpu::RK_ISA

@@ -1,0 +1,209 @@
+// Any grouped convolution; fastest where rows are contiguous (NCHW).
+//
+// A task is one group, image and strip of output rows. The group's input is copied into padded planes, and
+// the strip is then one flat vector per output channel: sum[o][i] = sum over taps w[o][tap] * plane[i + tap].
+// Lanes between the rows are computed and dropped. Weights are read where they lie, one scalar a tap.
+#pragma once
+#include "cpu/grouped_conv2d_common-inl.h"
+
+namespace rk::cpu::RK_ISA {
+namespace {
+
+// kPlaneOutputs x kPlaneVectors accumulators, kPlaneVectors inputs and one weight fit the registers.
+constexpr int kPlaneOutputs = 4;
+constexpr int kPlaneVectors = kRegisters == 32 ? 6 : kLanes == 8 ? 3 : 2;
+
+class Planes {
+ public:
+  Planes(const ConvProblem& p, const float* x, const float* w, float* y, const Epilogue& epilogue)
+      : p_(p),
+        x_(x),
+        y_(y),
+        epilogue_(epilogue),
+        strip_(p, kFloats / p.in_per_group()),
+        taps_(p.kh * p.kw),
+        plane_(strip_.phases(p) * strip_.phase_size),
+        flat_(ceil_div(strip_.output_rows * strip_.pitch, kLanes) * kLanes),
+        offsets_(new int64_t[taps_]),
+        copy_(contiguous(p) ? nullptr : new float[p.c_out * p.in_per_group() * taps_]),
+        weights_(copy_ ? copy_.get() : w),
+        weights_per_output_(copy_ ? p.in_per_group() * taps_ : p.w_stride[0]) {
+    for (int64_t i = 0; i < p.kh; ++i)
+      for (int64_t j = 0; j < p.kw; ++j) offsets_[i * p.kw + j] = strip_.tap(p, i, j);
+    if (copy_) copy_weights(w);
+  }
+
+  int64_t tasks() const { return p_.groups * p_.n * strip_.strips; }
+
+  // The planes, what a tile reads past the last of them, and the sums of one block of outputs.
+  int64_t scratch_floats() const { return planes_floats() + kPlaneOutputs * flat_; }
+
+  void range(int64_t begin, int64_t end, float* scratch) const {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
+                    g = task / strip_.strips / p_.n;
+      fill(n, g, strip, scratch);
+      convolve(n, g, strip, scratch, scratch + planes_floats(), prefetcher(std::min(task + 1, end - 1)));
+    }
+  }
+
+ private:
+  static constexpr int64_t kFloats = 8 * 1024;  // about one L1 of planes
+
+  // Whether a filter's taps are one run of floats.
+  static bool contiguous(const ConvProblem& p) {
+    return (p.w_stride[3] == 1 || p.kw == 1) && (p.w_stride[2] == p.kw || p.kh == 1) &&
+           (p.w_stride[1] == p.kh * p.kw || p.in_per_group() == 1);
+  }
+
+  void copy_weights(const float* w) {
+    float* to = copy_.get();
+    for (int64_t o = 0; o < p_.c_out; ++o)
+      for (int64_t c = 0; c < p_.in_per_group(); ++c)
+        for (int64_t i = 0; i < p_.kh; ++i)
+          for (int64_t j = 0; j < p_.kw; ++j)
+            *to++ = w[o * p_.w_stride[0] + c * p_.w_stride[1] + i * p_.w_stride[2] + j * p_.w_stride[3]];
+  }
+
+  int64_t planes_floats() const {
+    return ceil_div(p_.in_per_group() * plane_ + strip_.pitch, kLanes) * kLanes + kLanes;
+  }
+
+  void fill(int64_t n, int64_t g, int64_t strip, float* planes) const {
+    const int64_t step = p_.stride[1] * p_.x_stride[3];
+    for (int64_t c = 0; c < p_.in_per_group(); ++c) {
+      const float* image = x_ + n * p_.x_stride[0] + (g * p_.in_per_group() + c) * p_.x_stride[1];
+      float* plane = planes + c * plane_;
+      strip_.fill(
+          p_, strip,
+          [&](int64_t cell, int64_t row, int64_t column, int64_t count) {
+            copy_row(image + row * p_.x_stride[2] + column * p_.x_stride[3], step, count, plane + cell);
+          },
+          [&](int64_t cell, int64_t count) { std::memset(plane + cell, 0, count * sizeof(float)); });
+    }
+  }
+
+  static void copy_row(const float* from, int64_t step, int64_t count, float* to) {
+    int64_t i = 0;
+    if (step == 1) {
+      for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+      if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
+      return;
+    }
+    if (step == 2) {
+      for (; i < count; i += kLanes) {
+        const int64_t left = 2 * (count - i) - 1;  // the last float used is the last that may be read
+        const float* pair = from + 2 * i;
+        if (left >= 2 * kLanes)
+          store(to + i, even_lanes(load(pair), load(pair + kLanes)));
+        else
+          store_first(to + i,
+                      even_lanes(load_first(pair, std::min<int64_t>(left, kLanes)),
+                                 left > kLanes ? load_first(pair + kLanes, left - kLanes) : Vec{}),
+                      std::min<int64_t>(count - i, kLanes));
+      }
+      return;
+    }
+    for (; i < count; ++i) to[i] = from[i * step];
+  }
+
+  // Of a task's input, taken to be contiguous from row to row.
+  Prefetcher prefetcher(int64_t task) const {
+    const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
+                  g = task / strip_.strips / p_.n;
+    const int64_t first_row = std::max<int64_t>(strip * strip_.output_rows * p_.stride[0] - p_.padding[0], 0);
+    const float* first =
+        x_ + n * p_.x_stride[0] + g * p_.in_per_group() * p_.x_stride[1] + first_row * p_.x_stride[2];
+    const int64_t rows = std::min(strip_.rows * p_.stride[0], p_.h - first_row);
+    return Prefetcher(first, 16, ceil_div(rows * p_.x_stride[2], 16), p_.x_stride[1], p_.in_per_group());
+  }
+
+  void convolve(int64_t n, int64_t g, int64_t strip, const float* planes, float* sums,
+                Prefetcher prefetch_next) const {
+    const int64_t first_row = strip * strip_.output_rows;
+    const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
+    const int64_t end = (g + 1) * p_.out_per_group();
+    int64_t count;
+    for (int64_t o = end - p_.out_per_group(); o < end; o += count) {
+      count = end - o >= kPlaneOutputs ? kPlaneOutputs : end - o >= 2 ? 2 : 1;
+      const float* w = weights_ + o * weights_per_output_;
+      float* y = y_ + n * p_.y_stride[0] + o * p_.y_stride[1] + first_row * p_.y_stride[2];
+      if (count == 4)
+        sum<4>(rows, planes, w, sums, prefetch_next);
+      else if (count == 2)
+        sum<2>(rows, planes, w, sums, prefetch_next);
+      else
+        sum<1>(rows, planes, w, sums, prefetch_next);
+      for (int64_t i = 0; i < count; ++i)
+        store_rows(sums + i * flat_, rows, Finish(epilogue_, o + i), y + i * p_.y_stride[1]);
+    }
+  }
+
+  // Spreads the strip's vectors evenly over the fewest tiles.
+  template <int kOutputs>
+  void sum(int64_t rows, const float* planes, const float* w, float* sums, Prefetcher& prefetch_next) const {
+    int64_t vectors = ceil_div(rows * strip_.pitch, kLanes);
+    for (int64_t tiles = ceil_div(vectors, kPlaneVectors); tiles > 0; --tiles) {
+      const int64_t width = ceil_div(vectors, tiles);
+      sum_tile<kOutputs, kPlaneVectors>(width, planes, w, sums, prefetch_next);
+      vectors -= width;
+      planes += width * kLanes;
+      sums += width * kLanes;
+    }
+  }
+
+  template <int kOutputs, int kVectors>
+  void sum_tile(int64_t width, const float* planes, const float* w, float* sums,
+                Prefetcher& prefetch_next) const {
+    if constexpr (kVectors > 1)
+      if (width < kVectors) return sum_tile<kOutputs, kVectors - 1>(width, planes, w, sums, prefetch_next);
+    // With a stride there are several inputs to an output, and memory is slower than the multiply-adds.
+    const bool strided = strip_.phases(p_) > 1;
+    Vec acc[kOutputs][kVectors] = {};
+    for (int64_t c = 0; c < p_.in_per_group(); ++c, planes += plane_)
+      for (int64_t t = 0; t < taps_; ++t, ++w) {
+        const float* at = planes + offsets_[t];
+        if (strided) prefetch_next();
+        Vec in[kVectors];
+        unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
+          in[v] = load(at + v * kLanes);
+          keep_in_register(in[v]);
+        });
+        unroll<kOutputs>([&](auto o) RK_INLINE_LAMBDA {
+          const Vec weight = broadcast(w[o * weights_per_output_]);
+          unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { acc[o][v] = fma(weight, in[v], acc[o][v]); });
+        });
+      }
+    unroll<kOutputs>([&](auto o) RK_INLINE_LAMBDA {
+      unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { store(sums + o * flat_ + v * kLanes, acc[o][v]); });
+    });
+  }
+
+  void store_rows(const float* sums, int64_t rows, const Finish& finish, float* to) const {
+    for (int64_t r = 0; r < rows; ++r, sums += strip_.pitch, to += p_.y_stride[2])
+      for (int64_t i = 0; i < p_.ow; i += kLanes) {
+        const int64_t count = std::min(p_.ow - i, int64_t{kLanes});
+        const Vec v = finish(load_first(sums + i, count));
+        if (p_.y_stride[3] != 1)
+          for (int64_t lane = 0; lane < count; ++lane) to[(i + lane) * p_.y_stride[3]] = v[lane];
+        else if (count == kLanes)
+          store(to + i, v);
+        else
+          store_first(to + i, v, count);
+      }
+  }
+
+  const ConvProblem& p_;
+  const float* const x_;
+  float* const y_;
+  const Epilogue& epilogue_;
+  const PaddedStrip strip_;
+  const int64_t taps_, plane_, flat_;
+  const std::unique_ptr<int64_t[]> offsets_;
+  const std::unique_ptr<float[]> copy_;
+  const float* const weights_;
+  const int64_t weights_per_output_;
+};
+
+}  // namespace
+}  // namespace rk::cpu::RK_ISA
