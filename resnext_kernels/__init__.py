@@ -2,9 +2,9 @@
 
 from . import functional
 from .backends import BackendError, available_backends, use_backend
+from .explanation import explain
 from .modules import GroupedConv2d, GroupedConvBNAct2d
 from .swapping import register_adapter, restore, swap
-from .swapping.explanation import explain
 
 __version__ = "0.1.0"
 __all__ = [

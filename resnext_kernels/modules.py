@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from . import functional
+from . import functional, fusion
 
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "identity": nn.Identity}
 
@@ -11,11 +11,11 @@ _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "identity": nn.Identity}
 class GroupedConv2d(nn.Conv2d):
     """nn.Conv2d, same constructor and parameters, whose forward is functional.grouped_conv2d.
 
-    padding_mode other than "zeros" and string paddings run nn.Conv2d's own forward.
+    Where nothing is to be gained, or a padding_mode other than "zeros" asks for it, nn.Conv2d's own forward runs.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if self.padding_mode != "zeros" or fusion.runs_original(input):
             return super().forward(input)
         conv = (self.stride, self.padding, self.dilation, self.groups)
         return functional.grouped_conv2d(input, self.weight, self.bias, *conv)
@@ -42,6 +42,5 @@ class GroupedConvBNAct2d(nn.Module):
         self.act = _ACTIVATIONS[activation]()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        from .swapping.fusion import Child, resolve
-
-        return resolve(Child(self.act)(Child(self.bn)(Child(self.conv)(input))))
+        view = self if fusion.runs_original(input) else fusion.View(self)
+        return fusion.resolve(view.act(view.bn(view.conv(input))))

@@ -7,13 +7,14 @@ changed: parameters, buffers, hooks and names stay where they are.
 """
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .. import functional
+from . import backends, functional
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Identity: "identity"}
+_CONVS = {"torch.nn.modules.conv.Conv2d", "resnext_kernels.modules.GroupedConv2d"}
 # Told by name, as neither torchvision nor timm is imported. Frozen ones are BatchNorm in evaluation, for ever.
 _NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.batchnorm.SyncBatchNorm",
           "timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct"}  # fmt: skip
@@ -44,8 +45,19 @@ def has_global_hooks() -> bool:
     )
 
 
+def runs_original(*inputs) -> bool:
+    """Whether a module's original forward is as good as the fused one, or something must see its parts."""
+    return (
+        backends.always_plain(backends.requested())
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+        or has_global_hooks()
+        or any(isinstance(x, fx.Proxy) for x in inputs)
+    )
+
+
 def why_conv_not_fused(conv) -> str | None:
-    if not isinstance(conv, nn.Conv2d) or class_name(conv) != "torch.nn.modules.conv.Conv2d":
+    if not isinstance(conv, nn.Conv2d) or class_name(conv) not in _CONVS:
         return f"is a {type(conv).__name__}, not nn.Conv2d"
     if conv.groups == 1 or conv.kernel_size != (3, 3):
         return f"is a {conv.kernel_size} convolution of {conv.groups} groups"
@@ -170,10 +182,10 @@ class Child:
                 return x
             if x.norm is not None and kind in _ACTIVATIONS:
                 return x.activated(_ACTIVATIONS[kind])
-        elif self.defers and isinstance(x, torch.Tensor) and why_conv_not_fused(module) is None:
+        starts = self.defers and isinstance(x, torch.Tensor) and x.dim() == 4
+        if starts and why_conv_not_fused(module) is None:
             return Deferred(x, module)
-        pending = isinstance(x, Deferred) and x.norm is None
-        if (pending or (self.defers and isinstance(x, torch.Tensor))) and why_norm_not_fused(module) is None:
+        if (starts or (isinstance(x, Deferred) and x.norm is None)) and why_norm_not_fused(module) is None:
             return _normed(x, module)
         return module(resolve(x), *map(resolve, args), **kwargs)
 

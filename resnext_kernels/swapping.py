@@ -5,12 +5,10 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-from torch import fx, nn
+from torch import nn
 
-from .. import backends
-from ..modules import GroupedConv2d
 from . import fusion
+from .modules import GroupedConv2d
 
 # Classes whose forward is a chain of conv -> norm -> activation as fusion.View can follow; told by name, so that
 # neither torchvision nor timm is imported. Subclasses are not meant: they may have another forward.
@@ -48,17 +46,6 @@ def register_adapter(block: type, *, conv: str, norm: str, act: str) -> None:
     _registered[block] = dict(conv=conv, norm=norm, act=act)
 
 
-def runs_original(*inputs) -> bool:
-    """Whether a swapped module runs its original forward: nothing to gain, or something else wants to see into it."""
-    return (
-        backends.always_plain(backends.requested())
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or fusion.has_global_hooks()
-        or any(isinstance(x, fx.Proxy) for x in inputs)
-    )
-
-
 class Swapped:
     """Mixin of the classes that `swap` gives to modules: everything but forward is that of the class `original`."""
 
@@ -83,7 +70,7 @@ class Swapped:
 
 class _SwappedBlock(Swapped):
     def forward(self, *args, **kwargs):
-        if runs_original(*args):
+        if fusion.runs_original(*args):
             return self.original.forward(self, *args, **kwargs)
         names = _registered.get(self.original)
         return fusion.resolve(self.original.forward(fusion.View(self, names and names.values()), *args, **kwargs))
@@ -91,8 +78,6 @@ class _SwappedBlock(Swapped):
 
 class _SwappedConv(Swapped, GroupedConv2d):
     def forward(self, input):
-        if runs_original(input):
-            return self.original.forward(self, input)
         return GroupedConv2d.forward(self, input)
 
 

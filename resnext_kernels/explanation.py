@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from .. import backends
-from ..problem import ConvProblem
-from . import Swapped, _fusable, plan
+from . import backends
+from .problem import ConvProblem
+from .swapping import Swapped, _fusable, plan
 
 _FUSED = {
     False: ("grouped_conv2d_affine_act",),
@@ -75,7 +75,7 @@ def _layers(model, input_size, dtype, memory_format, training) -> list[tuple[str
 
             module.register_forward_pre_hook(note)
     x = torch.empty(tuple(input_size), dtype=first.dtype, device="meta")
-    with torch.no_grad():
+    with torch.no_grad(), backends.use_backend("aten"):
         model(x.contiguous(memory_format=memory_format or torch.contiguous_format))
     return calls
 
