@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from . import backends
 from .problem import ConvProblem
@@ -48,34 +50,35 @@ class Explanation(list):
         return captured.get()
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
-    """The model without data: same structure, every tensor on the meta device."""
+def _without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of the model whose tensors are fakes."""
     memo = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        memo[id(buffer)] = mode.from_tensor(buffer)
     return copy.deepcopy(model, memo)
 
 
 def _layers(model, input_size, dtype, memory_format, training) -> list[tuple[str, ConvProblem]]:
-    """(name, problem on the meta device) of every call of a grouped convolution in one forward pass."""
-    model, calls = _meta_copy(model), []
-    if dtype is not None:
-        model.to(dtype)
-    if training is not None:
-        model.train(training)
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="meta"))
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not isinstance(module.padding, str):
+    """(name, problem) of every call of a grouped convolution in one forward pass of fakes."""
+    calls = []
 
-            def note(module, inputs, name=name):
-                conv = (module.stride, module.padding, module.dilation, module.groups)
-                calls.append((name, ConvProblem.from_tensors(inputs[0], module.weight, *conv)))
+    def note(name, module, inputs):
+        conv = (module.stride, module.padding, module.dilation, module.groups)
+        calls.append((name, ConvProblem.from_tensors(inputs[0], module.weight, *conv)))
 
-            module.register_forward_pre_hook(note)
-    x = torch.empty(tuple(input_size), dtype=first.dtype, device="meta")
-    with torch.no_grad(), backends.use_backend("aten"):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), backends.use_backend("aten"):
+        model = _without_data(model, mode)
+        if dtype is not None:
+            model.to(dtype)
+        if training is not None:
+            model.train(training)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1 and not isinstance(module.padding, str):
+                module.register_forward_pre_hook(partial(note, name))
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        x = torch.empty(tuple(input_size), dtype=like.dtype, device=like.device)
         model(x.contiguous(memory_format=memory_format or torch.contiguous_format))
     return calls
 
