@@ -50,7 +50,7 @@ class Explanation(list):
         return captured.get()
 
 
-def _without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+def without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy of the model whose tensors are fakes."""
     memo = {}
     for parameter in model.parameters():
@@ -69,7 +69,7 @@ def _layers(model, input_size, dtype, memory_format, training) -> list[tuple[str
         calls.append((name, ConvProblem.from_tensors(inputs[0], module.weight, *conv)))
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), backends.use_backend("aten"):
-        model = _without_data(model, mode)
+        model = without_data(model, mode)
         if dtype is not None:
             model.to(dtype)
         if training is not None:
