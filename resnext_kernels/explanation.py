@@ -11,8 +11,9 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from . import backends
+from .modules import GroupedConvBNAct2d
 from .problem import ConvProblem
-from .swapping import Swapped, _fusable, plan
+from .swapping import Swapped, fusable, plan
 
 _FUSED = {
     False: ("grouped_conv2d_affine_act",),
@@ -97,8 +98,8 @@ def explain(model, input_size, *, dtype=None, device=None, memory_format=None, t
     status |= {conv: f"no: {reason}" for conv, reason in todo.left.items()}
     fused = {conv for convs in todo.blocks.values() for conv in convs}
     for name, module in model.named_modules():
-        if isinstance(module, Swapped):
-            inside = _fusable(module, f"{name}." if name else "")
+        if isinstance(module, (Swapped, GroupedConvBNAct2d)):
+            inside = fusable(module, name)
             fused.update(inside)
             status |= {conv: f"in {name or 'the model'}" for conv in inside} or {name: "as a GroupedConv2d"}
     training = model.training if training is None else training

@@ -1,14 +1,16 @@
 """swap and restore: the blocks of an existing model run fused, with the same modules, parameters and names."""
 
 import copy
+import copyreg
 import warnings
 from dataclasses import dataclass
 from functools import cache
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from . import fusion
-from .modules import GroupedConv2d
+from .modules import GroupedConv2d, GroupedConvBNAct2d
 
 # Classes whose forward is a chain of conv -> norm -> activation as fusion.View can follow; told by name, so that
 # neither torchvision nor timm is imported. Subclasses are not meant: they may have another forward.
@@ -29,7 +31,6 @@ _ADAPTED = {
     "timm.models.resnet.Bottleneck",
     "timm.models.senet.SEBottleneck",
     "timm.models.senet.SEResNeXtBottleneck",
-    "resnext_kernels.modules.GroupedConvBNAct2d",
 }
 _registered: dict[type, dict[str, str]] = {}
 _QUANTIZED = ("torchvision.models.quantization", "torch.ao", "torchao")
@@ -53,7 +54,7 @@ class Swapped:
 
     def __reduce_ex__(self, protocol):
         # A pickle holds the original class, so that it loads without this package.
-        return _as(self, self.original).__reduce_ex__(protocol)
+        return copyreg._reconstructor, (self.original, object, None), self.__getstate__()
 
     def __copy__(self):
         return _as(self, type(self), dict(self.__dict__))
@@ -77,8 +78,7 @@ class _SwappedBlock(Swapped):
 
 
 class _SwappedConv(Swapped, GroupedConv2d):
-    def forward(self, input):
-        return GroupedConv2d.forward(self, input)
+    pass
 
 
 def _as(module, kind, state=None):
@@ -112,9 +112,10 @@ def _is_adapted(block) -> bool:
     return type(block) in _registered or fusion.class_name(block) in _ADAPTED
 
 
-def _fusable(block, prefix) -> list[str]:
-    """Names of the grouped convolutions that a block's view would fuse."""
-    names = _registered.get(type(block))
+def fusable(block, prefix: str) -> list[str]:
+    """Names of the grouped convolutions that the view of the block of name `prefix` fuses."""
+    prefix = f"{prefix}." if prefix else ""
+    names = _registered.get(getattr(block, "original", type(block)))
     convs = ((name, module) for name, module in block.named_modules() if _is_grouped(module))
     return [
         f"{prefix}{name}"
@@ -142,18 +143,23 @@ def plan(model: nn.Module, filter_fn=None) -> Plan:
     """What swap(model, filter_fn) would change; changes nothing."""
     modules = dict(model.named_modules())
     result, covered = Plan({}, [], {}), set()
+    sharded = tuple(f"{name}." if name else "" for name, module in modules.items() if isinstance(module, FSDPModule))
     for name, module in modules.items():
-        if isinstance(module, Swapped):
-            covered.update(_fusable(_as(module, module.original), f"{name}." if name else ""), [name])
+        if f"{name}.".startswith(sharded):
+            continue
+        if isinstance(module, (Swapped, GroupedConvBNAct2d)):
+            covered.update(fusable(module, name), [name])
         elif _is_adapted(module):
-            convs = [conv for conv in _fusable(module, f"{name}." if name else "") if conv not in covered]
+            convs = [conv for conv in fusable(module, name) if conv not in covered]
             if convs and (filter_fn is None or filter_fn(module, name)):
                 result.blocks[name] = convs
                 covered.update(convs)
     for name, module in modules.items():
         if not _is_grouped(module) or name in covered or isinstance(module, GroupedConv2d):
             continue
-        reason = _why_left(module, modules[name.rpartition(".")[0]] if name else module)
+        reason = _why_left(module, modules[name.rpartition(".")[0]])
+        if f"{name}.".startswith(sharded):
+            reason = "is sharded by fully_shard; swap before it"
         if reason is None and filter_fn is not None and not filter_fn(module, name):
             reason = "filter_fn says no"
         if reason is None:
@@ -169,7 +175,8 @@ def swap(model: nn.Module, filter_fn=None, on_unsupported: str = "skip") -> nn.M
     In place and undone by `restore`: parameters, buffers, hooks and state_dict keys stay, as do isinstance and class
     names. Known blocks of torchvision and timm, and those told to register_adapter, are fused; any other 3x3
     nn.Conv2d with groups > 1 becomes a GroupedConv2d. A block runs its original forward wherever that is as good or
-    something must see its parts: hooks, torch.jit, ONNX export, torch.fx. A pickle holds the original classes.
+    something must see its parts: hooks, torch.jit, ONNX export, torch.fx. A pickle holds the original classes, and
+    torch.jit.script un-swaps the model given to it: script a deepcopy.
 
     filter_fn(module, name) -> bool chooses among the blocks and convolutions. on_unsupported says what to do about
     grouped convolutions that are left as they are: "skip", "warn", or "raise" (ValueError, before anything changes).

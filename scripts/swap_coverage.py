@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torchvision.models import segmentation
 
 import resnext_kernels as rk
 from resnext_kernels import fusion, swapping
@@ -28,19 +29,19 @@ from resnext_kernels.explanation import without_data
 
 
 def architectures() -> list[str]:
-    return [f"torchvision {name}" for name in torchvision.models.list_models()] + [
-        f"timm {name}" for name in timm.list_models()
-    ]
+    # Detectors are built around a classifier that is in the list itself.
+    modules = torchvision.models, torchvision.models.quantization, segmentation
+    names = [name for module in modules for name in torchvision.models.list_models(module)]
+    return [f"torchvision {name}" for name in names] + [f"timm {name}" for name in timm.list_models()]
 
 
 def build(name: str, mode: FakeTensorMode) -> tuple[nn.Module, tuple[int, int, int, int]]:
     """The model, in evaluation and of fakes, and the size of a batch of two for it."""
     library, name = name.split()
-    make = (
-        partial(timm.create_model, name)
-        if library == "timm"
-        else partial(torchvision.models.get_model, name, weights=None)
-    )
+    make = partial(timm.create_model, name)
+    if library == "torchvision":
+        backbone = {"weights_backbone": None} if name in torchvision.models.list_models(segmentation) else {}
+        make = partial(torchvision.models.get_model, name, weights=None, **backbone)
     try:
         with mode:
             model = make()
@@ -48,13 +49,8 @@ def build(name: str, mode: FakeTensorMode) -> tuple[nn.Module, tuple[int, int, i
         model = make()  # its constructor computes with tensors
         with mode:
             model = without_data(model, mode)
-    size = (
-        model.default_cfg["input_size"]
-        if library == "timm"
-        else (3, 299, 299)
-        if "inception" in name
-        else (3, 224, 224)
-    )
+    side = 299 if "inception" in name else 224
+    size = model.default_cfg["input_size"] if library == "timm" else (3, side, side)
     return model.eval(), (2, *size)
 
 
