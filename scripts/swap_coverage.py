@@ -20,7 +20,6 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torchvision.models import segmentation
 
 import resnext_kernels as rk
@@ -35,23 +34,26 @@ def architectures() -> list[str]:
     return [f"torchvision {name}" for name in names] + [f"timm {name}" for name in timm.list_models()]
 
 
-def build(name: str, mode: FakeTensorMode) -> tuple[nn.Module, tuple[int, int, int, int]]:
-    """The model, in evaluation and of fakes, and the size of a batch of two for it."""
+def constructor(name: str):
+    """A function that makes the model, without weights of others."""
     library, name = name.split()
-    make = partial(timm.create_model, name)
-    if library == "torchvision":
-        backbone = {"weights_backbone": None} if name in torchvision.models.list_models(segmentation) else {}
-        make = partial(torchvision.models.get_model, name, weights=None, **backbone)
+    if library == "timm":
+        return partial(timm.create_model, name)
+    backbone = {"weights_backbone": None} if name in torchvision.models.list_models(segmentation) else {}
+    return partial(torchvision.models.get_model, name, weights=None, **backbone)
+
+
+def build(make, device) -> nn.Module:
+    """The model on the meta device, or as fakes; where its constructor computes with tensors, from a real one."""
     try:
-        with mode:
-            model = make()
-    except (DynamicOutputShapeException, DataDependentOutputException):
-        model = make()  # its constructor computes with tensors
-        with mode:
-            model = without_data(model, mode)
-    side = 299 if "inception" in name else 224
-    size = model.default_cfg["input_size"] if library == "timm" else (3, side, side)
-    return model.eval(), (2, *size)
+        with device:
+            return make().eval()
+    except RuntimeError:
+        model = make().eval()
+    if not isinstance(device, FakeTensorMode):
+        return model
+    with device:
+        return without_data(model, device)
 
 
 def grouped(model) -> dict[str, nn.Conv2d]:
@@ -126,13 +128,14 @@ def fused(model, x) -> set[str]:
 
 def examine(name: str) -> dict | None:
     """One row; None for an architecture without grouped 3x3 convolutions."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model, size = build(name, mode)
+    make, mode = constructor(name), FakeTensorMode(allow_non_fake_inputs=True)
+    if not grouped(build(make, torch.device("meta"))):
+        return None
+    model = build(make, mode)
+    side = 299 if "inception" in name else 224
+    size = getattr(model, "default_cfg", {}).get("input_size", (3, side, side))
     with mode:
-        layers = grouped(model)
-        if not layers:
-            return None
-        x = torch.empty(size)
+        layers, x = grouped(model), torch.empty(2, *size)
         chained = chains(model, x)
         todo = swapping.plan(model)
         single = set(todo.convs) & set(layers)
