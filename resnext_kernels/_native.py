@@ -42,10 +42,12 @@ def _torch_parallel_for() -> int:
     return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p).value
 
 
-parallel_for = 0
+parallel_for, cpu_isa = 0, None
 if _C is not None:
     try:
-        parallel_for = _torch_parallel_for()
+        parallel_for, cpu_isa = _torch_parallel_for(), _C.cpu_isa()
+    except RuntimeError as error:
+        _C, missing = None, str(error)
     except (OSError, AttributeError) as error:
         _C, missing = None, f"native kernels do not find torch's threads: {error}; install torch >= 2.11"
 

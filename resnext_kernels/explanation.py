@@ -51,13 +51,16 @@ class Explanation(list):
         return captured.get()
 
 
-def without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of the model whose tensors are fakes."""
-    memo = {}
+def without_data(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of the model whose tensors are fakes, the floating ones of `dtype` if that is given."""
+
+    def fake(tensor):
+        result = mode.from_tensor(tensor.detach())
+        return result.to(dtype) if dtype is not None and result.is_floating_point() else result
+
+    memo = {id(buffer): fake(buffer) for buffer in model.buffers()}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = mode.from_tensor(buffer)
+        memo[id(parameter)] = nn.Parameter(fake(parameter), parameter.requires_grad)
     return copy.deepcopy(model, memo)
 
 
@@ -70,9 +73,7 @@ def _layers(model, input_size, dtype, memory_format, training) -> list[tuple[str
         calls.append((name, ConvProblem.from_tensors(inputs[0], module.weight, *conv)))
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), backends.use_backend("aten"):
-        model = without_data(model, mode)
-        if dtype is not None:
-            model.to(dtype)
+        model = without_data(model, mode, dtype)
         if training is not None:
             model.train(training)
         for name, module in model.named_modules():

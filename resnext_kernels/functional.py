@@ -101,6 +101,15 @@ def grouped_conv2d_bn_act(
     return y
 
 
+def frozen_conv2d_bn_act(input, weight, scale, shift, *, stride, padding, dilation, groups, activation):
+    """grouped_conv2d_bn_act in evaluation, its BatchNorm folded before; None where plain PyTorch is to run instead."""
+    x, weight = _autocast(input, weight)
+    conv = conv_arguments(weight, stride, padding, dilation, groups)
+    if _is_plain(ConvProblem.from_tensors(x, weight, *conv), ("grouped_conv2d_affine_act",)):
+        return None
+    return _grouped_conv2d_affine_act(x, weight, scale, shift, *conv, activation, backends.requested())
+
+
 def bn_act(
     input, *, running_mean, running_var, bn_weight=None, bn_bias=None, residual=None, training=False, momentum=0.1,
     eps=1e-5, activation="relu",

@@ -6,12 +6,16 @@ attention module, torch.cat, an attribute, gets the tensor that the original mod
 changed: parameters, buffers, hooks and names stay where they are.
 """
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import backends, functional
+from .batch_norm import fold_running
+from .problem import stats_dtype
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Identity: "identity"}
 _CONVS = {"torch.nn.modules.conv.Conv2d", "resnext_kernels.modules.GroupedConv2d"}
@@ -105,6 +109,33 @@ def _statistics(norm) -> dict:
     )  # fmt: skip
 
 
+# Folded (scale, shift) of norms whose model is frozen.
+_frozen: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def freeze(block: nn.Module) -> None:
+    """Folds the statistics of every fusable norm in evaluation under `block`, for use until thaw(block)."""
+    for module in block.modules():
+        if why_norm_not_fused(module) is None and not module.training and module.running_mean is not None:
+            vectors = (module.weight, module.bias, module.running_mean, module.running_var)
+            with torch.no_grad():
+                _frozen[module] = fold_running(*vectors, module.eps, module.running_mean)
+
+
+def thaw(block: nn.Module) -> None:
+    for module in block.modules():
+        _frozen.pop(module, None)
+
+
+def _frozen_vectors(norm, x):
+    """(scale, shift) where the norm is frozen and nothing is differentiated."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return None
+    vectors = _frozen.get(norm)
+    fits = vectors is not None and vectors[0].device == x.device and vectors[0].dtype == stats_dtype(x.dtype)
+    return vectors if fits else None
+
+
 class Deferred:
     """A tensor that is not computed yet: conv(x), norm(conv(x)) or norm(x), the last with a residual or not."""
 
@@ -126,13 +157,17 @@ class Deferred:
 
     def activated(self, activation: str) -> torch.Tensor:
         """activation(self), fused."""
-        conv, bn = self.conv, _statistics(self.norm)
+        x, conv = self.x, self.conv
         if conv is None:
-            return functional.bn_act(self.x, **bn, residual=self.residual, activation=activation)
-        return functional.grouped_conv2d_bn_act(
-            self.x, conv.weight, **bn, stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
-            groups=conv.groups, activation=activation,
-        )  # fmt: skip
+            return functional.bn_act(x, **_statistics(self.norm), residual=self.residual, activation=activation)
+        geometry = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+        frozen, y = _frozen_vectors(self.norm, x), None
+        if frozen is not None:
+            y = functional.frozen_conv2d_bn_act(x, conv.weight, *frozen, **geometry, activation=activation)
+        if y is None:
+            bn = _statistics(self.norm)
+            y = functional.grouped_conv2d_bn_act(x, conv.weight, **bn, **geometry, activation=activation)
+        return y
 
     def __add__(self, other):
         other = resolve(other)

@@ -68,6 +68,11 @@ class Swapped:
     def __prepare_scriptable__(self):
         return _as(self, self.original)
 
+    def train(self, mode=True):
+        if mode:
+            fusion.thaw(self)
+        return super().train(mode)
+
 
 class _SwappedBlock(Swapped):
     def forward(self, *args, **kwargs):
@@ -202,5 +207,20 @@ def restore(model: nn.Module) -> nn.Module:
     """Undoes `swap`, in place; returns `model`."""
     for module in model.modules():
         if isinstance(module, Swapped):
+            fusion.thaw(module)
             module.__class__ = module.original
+    return model
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Prepares swapped blocks for inference: BatchNorm is folded once, not in every call. Returns `model`.
+
+    Undone by train() and by restore(). Until then, changes to BatchNorm's tensors do not reach the output where
+    gradients are off; where they are on, and in compiled code, nothing is different.
+    """
+    frozen = [module for module in model.modules() if isinstance(module, Swapped)]
+    if any(module.training for module in frozen):
+        raise ValueError("model: expected one in evaluation, got one with blocks in training; call model.eval() before")
+    for module in frozen:
+        fusion.freeze(module)
     return model

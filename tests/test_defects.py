@@ -131,10 +131,10 @@ def broken(monkeypatch):
     def make(op, function):
         module = types.SimpleNamespace(NAME="broken", unsupported_reasons=lambda *_: [], **{op: function})
         monkeypatch.setitem(backends._BY_NAME, "broken", module)
-        backends.select.cache_clear()
+        backends.forget()
 
     yield make
-    backends.select.cache_clear()
+    backends.forget()
 
 
 @pytest.mark.parametrize("op, defect", PAIRS, ids=lambda v: getattr(v, "__name__", v))

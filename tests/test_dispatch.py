@@ -16,8 +16,7 @@ PROBLEM = ConvProblem.parse("n2_c8_h5_g2")
 @pytest.fixture
 def forgotten(monkeypatch):
     """As in a new process: nothing was chosen or told yet."""
-    backends.select.cache_clear()
-    backends._all_aten.cache_clear()
+    backends.forget()
     monkeypatch.setattr(backends, "_told", set())
 
 
@@ -89,11 +88,11 @@ def test_reference_and_aten_are_complete():
 
 def test_missing_native_module_is_a_reason(monkeypatch):
     monkeypatch.setattr(backends.cpu._native, "missing", "native kernels are not built")
-    backends.select.cache_clear()
+    backends.forget()
     assert rk.available_backends()["cpu"] == "native kernels are not built"
     with rk.use_backend("cpu"), pytest.raises(rk.BackendError, match="cpu: native kernels are not built"):
         run_conv()
-    backends.select.cache_clear()
+    backends.forget()
 
 
 def test_problem_is_memoised():

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from functools import lru_cache
 
+from .. import tables
 from .._memo import is_unhashable
 from . import aten, cpu, reference
 
@@ -77,7 +78,7 @@ def runs_plain(ops: tuple[str, ...], problem, requested: str) -> bool:
     Raises BackendError where one of them can run on none of the requested backends.
     """
     try:
-        plain = _all_aten(ops, problem, requested)
+        plain = _all_aten(ops, problem, requested, tables.state())
     except TypeError as error:
         if not is_unhashable(error):
             raise
@@ -88,7 +89,7 @@ def runs_plain(ops: tuple[str, ...], problem, requested: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _all_aten(ops, problem, requested):
+def _all_aten(ops, problem, requested, state):
     chosen = [select(op, problem, requested) for op in ops]
     return all(module is aten for module in chosen)
 
@@ -119,9 +120,13 @@ def explain(op: str, problem, requested: str = AUTO) -> tuple[str | None, dict[s
     return None, refused
 
 
-@lru_cache(maxsize=4096)
 def select(op: str, problem, requested: str):
     """The module that runs `op` on `problem`, for `requested` as recorded by the public function."""
+    return _select(op, problem, requested, tables.state())
+
+
+@lru_cache(maxsize=4096)
+def _select(op, problem, requested, state):
     name, refused = explain(op, problem, requested)
     if name is None:
         lines = [f"\n  {backend}: {'; '.join(reasons)}" for backend, reasons in refused.items()]
@@ -132,3 +137,9 @@ def select(op: str, problem, requested: str):
         _told.add((backend, name))
         logger.log(level, "%s on %s: runs on %s, not %s: %s", op, problem, name, backend, "; ".join(reasons))
     return _BY_NAME[name]
+
+
+def forget() -> None:
+    """Drops the choices made so far: the tables they rest on have changed."""
+    _select.cache_clear()
+    _all_aten.cache_clear()

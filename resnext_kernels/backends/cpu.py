@@ -2,11 +2,12 @@
 
 import torch
 
-from .. import _native
+from .. import _native, tables
 from ..checks import ACTIVATIONS
 from ..problem import ConvProblem, memory_format
 
 NAME = "cpu"
+_PROCESSOR = f"{tables.cpu_model()}, {_native.cpu_isa}"
 
 
 def missing():
@@ -14,7 +15,13 @@ def missing():
 
 
 def measured() -> bool:
-    return False
+    return bool(tables.ROWS)
+
+
+@torch.compiler.assume_constant_result
+def device_name() -> str:
+    """What measurements hold for: the processor, the instruction set in use, the number of threads."""
+    return f"{_PROCESSOR}, {torch.get_num_threads()} threads"
 
 
 def unsupported_reasons(op, problem) -> list[str]:
@@ -27,7 +34,12 @@ def unsupported_reasons(op, problem) -> list[str]:
 
 
 def not_automatic_reasons(op, problem) -> list[str]:
-    return ["not measured on this CPU; choose it by name: use_backend('cpu', 'aten')"]
+    speedup = tables.speedup(device_name(), op, problem) if tables.ROWS else None
+    if speedup is None:
+        return ["not measured on this CPU: run rk.calibrate(model, x), or name it: use_backend('cpu', 'aten')"]
+    if speedup < tables.WORTHWHILE:
+        return [f"measured at {speedup:.2f} times plain PyTorch's speed on {device_name()}"]
+    return []
 
 
 def _forward(x, weight, scale, shift, stride, padding, dilation, groups, activation):

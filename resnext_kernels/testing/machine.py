@@ -9,15 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__, _native
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+from .. import __version__, _native, tables
 
 
 def _version(package: str) -> str:
@@ -42,7 +34,7 @@ def describe() -> dict[str, object]:
     native = _native.missing or f"{_native._C.build_info()['compiler']}, {'/'.join(_native._C.build_info()['isas'])}"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
+        "cpu": tables.cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
@@ -52,5 +44,5 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "native": native,
-        "cpu_isa": None if _native.missing else _native._C.cpu_isa(),
+        "cpu_isa": _native.cpu_isa,
     }
