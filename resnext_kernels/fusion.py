@@ -171,15 +171,26 @@ class Deferred:
 
     def __add__(self, other):
         other = resolve(other)
-        if self.conv is None and self.residual is None and self._is_like(other):
-            return Deferred(self.x, None, self.norm, other)
-        return self.resolve() + other
+        deferred = self._with_residual(other)
+        return self.resolve() + other if deferred is None else deferred
 
-    __iadd__ = __radd__ = __add__
+    __radd__ = __add__
 
-    def _is_like(self, other) -> bool:
+    def __iadd__(self, other):
+        other = resolve(other)
+        deferred = self._with_residual(other)
+        if deferred is None:
+            deferred = self.resolve()
+            deferred += other  # in place, as it was written: the dtype stays
+        return deferred
+
+    def _with_residual(self, other):
+        """norm(x) + other, where the fused op can take it."""
         x = self.x
-        return isinstance(other, torch.Tensor) and (other.shape, other.dtype) == (x.shape, x.dtype)
+        alike = isinstance(other, torch.Tensor) and (other.shape, other.dtype) == (x.shape, x.dtype)
+        if self.conv is None and self.residual is None and alike:
+            return Deferred(x, None, self.norm, other)
+        return None
 
     def __getattr__(self, name):
         return getattr(self.resolve(), name)
@@ -232,9 +243,6 @@ class Child:
 
     def __getitem__(self, index):
         return Child(self.module[index])
-
-    def __len__(self):
-        return len(self.module)
 
 
 def _normed(x, norm):
