@@ -1,8 +1,8 @@
 """How much of torchvision and timm `swap` covers: every architecture that has grouped 3x3 convolutions.
 
-python scripts/swap_coverage.py [--match TEXT] [--json PATH]. A forward pass of fakes finds which grouped 3x3
-convolutions go to BatchNorm and an activation alone, by following tensors from module to module; a second one, of the
-swapped model, which of them were computed fused. No weights are loaded and nothing is computed.
+python scripts/swap_coverage.py [--match TEXT] [--sample N] [--json PATH]. A forward pass of fakes finds which grouped
+3x3 convolutions go to BatchNorm and an activation alone, by following tensors from module to module; a second one, of
+the swapped model, which of them were computed fused. No weights are loaded; --sample computes with random ones.
 """
 
 import argparse
@@ -153,6 +153,35 @@ def examine(name: str) -> dict | None:
     }
 
 
+def forward(name: str) -> tuple[int, float]:
+    """(fused convolutions, largest difference over the largest output) of a real forward pass with our kernels."""
+    torch.manual_seed(0)
+    model = constructor(name)().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    side = model.default_cfg["input_size"][-1] if getattr(model, "default_cfg", {}).get("fixed_input_size") else 64
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        expected = model(x)
+        rk.swap(model)
+        with rk.use_backend("cpu", "aten"), rk.backends.record() as ran:
+            y = model(x)
+    fused_count = sum(op == "grouped_conv2d_affine_act" for op, _, _ in ran)
+    return fused_count, float((y - expected).abs().max() / expected.abs().max())
+
+
+def sample(rows, count, console) -> None:
+    """Real forward passes of `count` architectures, evenly chosen among those whose chains are all fused."""
+    names = [row["architecture"] for row in rows if row["conv_bn_act"] == row["conv_bn_act_fused"] > 0]
+    chosen = [names[i * len(names) // count] for i in range(min(count, len(names)))]
+    results = {name: forward(name) for name in track(chosen, console=console, transient=True)}
+    worst = max(results, key=lambda name: results[name][1])
+    total = sum(number for number, _ in results.values())
+    console.print(f"{len(results)} real forward passes, {total} fused convolutions; largest relative difference"
+                  f" {results[worst][1]:.1e}, of {worst}")  # fmt: skip
+
+
 def report(rows, console) -> None:
     table = Table("", "architectures", "layers", title="grouped 3x3 convolutions")
     chained = [row for row in rows if row["conv_bn_act"]]
@@ -178,6 +207,7 @@ def report(rows, console) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--match", default="", help="only architectures with this text in their name")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="then real forward passes of N of them")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options, console, rows = parser.parse_args(), Console(width=120), []
     for name in track([name for name in architectures() if options.match in name], console=console, transient=True):
@@ -188,6 +218,8 @@ def main() -> int:
             continue
         rows += [row] if row else []
     report(rows, console)
+    if options.sample:
+        sample(rows, options.sample, console)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -97,7 +97,7 @@ def test_sdist_holds_all_that_is_built_tested_and_measured(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "setup.py"}
-    assert names >= expected.union(*map(files, ("csrc", NAME, "tests", "benchmarks")))
+    assert names >= expected.union(*map(files, ("csrc", NAME, "tests", "benchmarks", "scripts")))
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 

@@ -408,7 +408,6 @@ def test_quantisable_classes_are_left_alone():
 
 
 def test_onnx_export_runs_the_original_forward():
-    pytest.importorskip("onnxscript", reason="needs onnxscript")
     model, swapped = pair()
     stream = io.BytesIO()
     with rk.use_backend("reference"):
