@@ -137,11 +137,23 @@ def _frozen_vectors(norm, x):
 
 
 class Deferred:
-    """A tensor that is not computed yet: conv(x), norm(conv(x)) or norm(x), the last with a residual or not."""
+    """A tensor that is not computed yet: conv(x), norm(conv(x)) or norm(x), the last with a residual or not.
+
+    A norm runs once, as it counts batches and updates its statistics: once it went into a fused call, the tensor
+    before its activation is not to be had, and who asks for it is told.
+    """
 
     def __init__(self, x, conv=None, norm=None, residual=None):
         self.x, self.conv, self.norm, self.residual = x, conv, norm, residual
-        self.value = None
+        self.value, self.spent = None, False
+
+    def spend(self) -> None:
+        if self.spent:
+            raise RuntimeError(
+                f"swap: expected the output of {type(self.norm).__name__} to be used once in its block, got a second "
+                "use; leave the block out: swap(model, filter_fn=...)"
+            )
+        self.spent = True
 
     def resolve(self) -> torch.Tensor:
         """The tensor itself: a convolution and its norm fused, all else by the original modules."""
@@ -151,12 +163,14 @@ class Deferred:
             elif self.conv is not None:
                 self.value = self.activated("identity")
             else:
+                self.spend()
                 value = self.norm(self.x)
                 self.value = value if self.residual is None else value + self.residual
         return self.value
 
     def activated(self, activation: str) -> torch.Tensor:
         """activation(self), fused."""
+        self.spend()
         x, conv = self.x, self.conv
         if conv is None:
             return functional.bn_act(x, **_statistics(self.norm), residual=self.residual, activation=activation)
@@ -188,7 +202,8 @@ class Deferred:
         """norm(x) + other, where the fused op can take it."""
         x = self.x
         alike = isinstance(other, torch.Tensor) and (other.shape, other.dtype) == (x.shape, x.dtype)
-        if self.conv is None and self.residual is None and alike:
+        if self.conv is None and self.residual is None and self.value is None and alike:
+            self.spend()
             return Deferred(x, None, self.norm, other)
         return None
 
@@ -226,7 +241,7 @@ class Child:
         if isinstance(x, Deferred):
             if kind is nn.Identity:
                 return x
-            if x.norm is not None and kind in _ACTIVATIONS:
+            if x.norm is not None and x.value is None and kind in _ACTIVATIONS:
                 return x.activated(_ACTIVATIONS[kind])
         starts = self.defers and isinstance(x, torch.Tensor) and x.dim() == 4
         if starts and why_conv_not_fused(module) is None:
