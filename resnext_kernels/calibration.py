@@ -18,10 +18,12 @@ def calibrate(model: torch.nn.Module, input: torch.Tensor, *, compiled: bool = T
 
     input: a batch (N, C, H, W) of the size, dtype, device and memory format of use; its values do not matter. The
     passes are those of the model's mode, train() or eval(). Every kernel is first held to its error gate; one that
-    fails is left out, with a warning. With `compiled`, torch.compile of both is timed as well (needs what inductor
-    needs; slower). Adds the rows to the user's table (tables.folder()), which `auto` chooses by from then on, for
-    exactly these problems and number of threads; returns them. The model is not changed.
+    fails is left out, with a warning. With `compiled`, torch.compile of both is timed as well (slower; needs what
+    inductor needs, and drops what this process has compiled so far). Adds the rows to the user's table
+    (tables.folder()), which `auto` chooses by from then on, for exactly these problems and number of threads, and
+    returns them. The model is not changed. Raises OSError, before measuring, where the table cannot be written.
     """
+    tables.check_writable()
     memory_format = torch.channels_last if input.is_contiguous(memory_format=torch.channels_last) else None
     rows = explain(model, input.shape, dtype=input.dtype, memory_format=memory_format)
     measured = {}

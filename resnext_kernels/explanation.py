@@ -77,6 +77,8 @@ def _layers(model, input_size, dtype, memory_format, training) -> list[tuple[str
         if training is not None:
             model.train(training)
         for name, module in model.named_modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                hooks.clear()  # the user's, on the copy: they are not to see fakes
             if isinstance(module, nn.Conv2d) and module.groups > 1 and not isinstance(module.padding, str):
                 module.register_forward_pre_hook(partial(note, name))
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))

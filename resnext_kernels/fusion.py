@@ -34,10 +34,9 @@ def class_name(module) -> str:
 
 
 def has_hooks(module) -> bool:
-    """Hooks see a module's own input and output, so one that has any runs by itself."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Hooks, and a forward of the instance's own, see a module's input and output: one that has any runs by itself."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
 
 
 def has_global_hooks() -> bool:
@@ -74,9 +73,13 @@ def why_conv_not_fused(conv) -> str | None:
     return None
 
 
+def is_norm(module) -> bool:
+    return class_name(module) in _NORMS | _FROZEN_NORMS
+
+
 def why_norm_not_fused(norm) -> str | None:
     name = class_name(norm)
-    if name not in _NORMS and name not in _FROZEN_NORMS:
+    if not is_norm(norm):
         return f"is a {type(norm).__name__}, not BatchNorm2d"
     if name.endswith(_SYNC) and norm.training:
         return f"is a {type(norm).__name__} in training, which talks to other processes"
@@ -85,9 +88,8 @@ def why_norm_not_fused(norm) -> str | None:
     drop = getattr(norm, "drop", None)
     if drop is not None and type(drop) is not nn.Identity:
         return f"drops with {type(drop).__name__}"
-    act = getattr(norm, "act", None)
-    if act is not None and has_hooks(act):
-        return "has hooks on its activation"
+    if any(has_hooks(part) for part in (drop, getattr(norm, "act", None)) if part is not None):
+        return "has hooks on its parts"
     return None
 
 
@@ -119,7 +121,8 @@ def freeze(block: nn.Module) -> None:
         if why_norm_not_fused(module) is None and not module.training and module.running_mean is not None:
             vectors = (module.weight, module.bias, module.running_mean, module.running_var)
             with torch.no_grad():
-                _frozen[module] = fold_running(*vectors, module.eps, module.running_mean)
+                folded = fold_running(*vectors, module.eps, module.running_mean)
+            _frozen[module] = vectors, tuple(map(_version, vectors)), folded
 
 
 def thaw(block: nn.Module) -> None:
@@ -128,12 +131,21 @@ def thaw(block: nn.Module) -> None:
 
 
 def _frozen_vectors(norm, x):
-    """(scale, shift) where the norm is frozen and nothing is differentiated."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    """(scale, shift) where the norm is frozen, unchanged since, and nothing is differentiated."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or norm not in _frozen:
         return None
-    vectors = _frozen.get(norm)
-    fits = vectors is not None and vectors[0].device == x.device and vectors[0].dtype == stats_dtype(x.dtype)
-    return vectors if fits else None
+    before, versions, folded = _frozen[norm]
+    vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    same = all(a is b for a, b in zip(vectors, before, strict=True)) and versions == tuple(map(_version, vectors))
+    if norm.training or not same:
+        del _frozen[norm]
+        return None
+    return folded if folded[0].device == x.device and folded[0].dtype == stats_dtype(x.dtype) else None
+
+
+def _version(tensor) -> int | None:
+    """Changes with every write that PyTorch sees: not those through .data or NumPy."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 class Deferred:
@@ -159,7 +171,9 @@ class Deferred:
         """The tensor itself: a convolution and its norm fused, all else by the original modules."""
         if self.value is None:
             if self.norm is None:
-                self.value = self.conv(self.x)
+                conv = self.conv
+                geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+                self.value = functional.grouped_conv2d(self.x, conv.weight, None, *geometry)
             elif self.conv is not None:
                 self.value = self.activated("identity")
             else:
@@ -212,6 +226,17 @@ class Deferred:
 
     def __getitem__(self, index):
         return self.resolve()[index]
+
+    def __mul__(self, other):
+        return self.resolve() * resolve(other)
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other):
+        return self.resolve() - resolve(other)
+
+    def __truediv__(self, other):
+        return self.resolve() / resolve(other)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -278,13 +303,16 @@ class View:
     """
 
     def __init__(self, block, names=None):
-        self.block, self.names = block, names
+        self.__dict__.update(block=block, names=names)
 
     def __getattr__(self, name):
         value = getattr(self.block, name)
         if isinstance(value, nn.Module):
             return Child(value, self.names is None or name in self.names)
         return value
+
+    def __setattr__(self, name, value):
+        setattr(self.block, name, resolve(value))
 
     def __iter__(self):
         return map(Child, self.block)

@@ -40,7 +40,8 @@ def register_adapter(block: type, *, conv: str, norm: str, act: str) -> None:
     """Lets `swap` fuse act(norm(conv(x))) in blocks of the class `block`, subclasses not included.
 
     `conv`, `norm` and `act` are the names of the block's children. In the block's forward the output of conv must go
-    to norm alone, and that of norm to act alone; what lies between may be nn.Identity.
+    to norm alone, and that of norm to act alone; what lies between may be nn.Identity. The forward runs on a view of
+    the block, so it cannot call super(), and conv's input must not change in place before act.
     """
     if not (isinstance(block, type) and issubclass(block, nn.Module)):
         raise TypeError(f"block: expected a subclass of nn.Module, got {block!r}")
@@ -62,7 +63,8 @@ class Swapped:
     def __deepcopy__(self, memo):
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        state = {key: value for key, value in self.__dict__.items() if key != "_compiled_call_impl"}
+        object.__setattr__(clone, "__dict__", copy.deepcopy(state, memo))
         return clone
 
     def __prepare_scriptable__(self):
@@ -118,15 +120,24 @@ def _is_adapted(block) -> bool:
 
 
 def fusable(block, prefix: str) -> list[str]:
-    """Names of the grouped convolutions that the view of the block of name `prefix` fuses."""
-    prefix = f"{prefix}." if prefix else ""
+    """Names of the grouped convolutions that the view of the block of name `prefix` can fuse with a norm."""
     names = _registered.get(getattr(block, "original", type(block)))
-    convs = ((name, module) for name, module in block.named_modules() if _is_grouped(module))
+    if not any(fusion.is_norm(module) for module in block.modules()):
+        return []
+    prefix = f"{prefix}." if prefix else ""
     return [
         f"{prefix}{name}"
-        for name, conv in convs
-        if fusion.why_conv_not_fused(conv) is None and (names is None or name == names["conv"])
+        for name, conv in _viewed(block)
+        if _is_grouped(conv) and fusion.why_conv_not_fused(conv) is None and (names is None or name == names["conv"])
     ]
+
+
+def _viewed(block):
+    """(name, module) of what the block's view shows: its children, and theirs where it looks through them."""
+    for name, child in block.named_children():
+        yield name, child
+        if isinstance(child, nn.ModuleList) or fusion.class_name(child) in fusion.TRANSPARENT:
+            yield from ((f"{name}.{inner}", module) for inner, module in _viewed(child))
 
 
 def _why_left(conv, parent) -> str | None:
@@ -152,7 +163,9 @@ def plan(model: nn.Module, filter_fn=None) -> Plan:
     for name, module in modules.items():
         if f"{name}.".startswith(sharded):
             continue
-        if isinstance(module, (Swapped, GroupedConvBNAct2d)):
+        if isinstance(module, GroupedConvBNAct2d):
+            covered.add(f"{name}.conv" if name else "conv")
+        elif isinstance(module, Swapped):
             covered.update(fusable(module, name), [name])
         elif _is_adapted(module):
             convs = [conv for conv in fusable(module, name) if conv not in covered]
@@ -204,19 +217,28 @@ def swap(model: nn.Module, filter_fn=None, on_unsupported: str = "skip") -> nn.M
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undoes `swap`, in place; returns `model`."""
-    for module in model.modules():
-        if isinstance(module, Swapped):
-            fusion.thaw(module)
-            module.__class__ = module.original
+    """Undoes `swap`, in place; returns `model`.
+
+    Raises ValueError, before anything changes, where a swapped module was parametrised or sharded later.
+    """
+    swapped = {name: module for name, module in model.named_modules() if isinstance(module, Swapped)}
+    for name, module in swapped.items():
+        if "original" not in type(module).__dict__:
+            raise ValueError(
+                f"model: expected {name or 'it'} as swap left it, got a {type(module).__name__} made from it by a "
+                "parametrisation or fully_shard; undo that first"
+            )
+    for module in swapped.values():
+        fusion.thaw(module)
+        module.__class__ = module.original
     return model
 
 
 def freeze(model: nn.Module) -> nn.Module:
     """Prepares swapped blocks for inference: BatchNorm is folded once, not in every call. Returns `model`.
 
-    Undone by train() and by restore(). Until then, changes to BatchNorm's tensors do not reach the output where
-    gradients are off; where they are on, and in compiled code, nothing is different.
+    Undone by train(), by restore() and, for each BatchNorm, by any change to its tensors but those through .data or
+    NumPy, which PyTorch does not see. Where gradients are on, and in compiled code, nothing is different.
     """
     frozen = [module for module in model.modules() if isinstance(module, Swapped)]
     if any(module.training for module in frozen):

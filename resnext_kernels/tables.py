@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ _logger = logging.getLogger("resnext_kernels")
 
 
 def folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RESNEXT_KERNELS_TABLES") or Path(cache) / "resnext_kernels")
+    """Where the user's tables are; RuntimeError where this user has no home and none is named."""
+    named, cache = os.environ.get("RESNEXT_KERNELS_TABLES"), os.environ.get("XDG_CACHE_HOME")
+    return Path(named) if named else Path(cache or Path.home() / ".cache") / "resnext_kernels"
 
 
 def cpu_model() -> str:
@@ -42,13 +44,24 @@ def _key(op: str, problem) -> tuple:
 def load() -> None:
     """Reads all tables anew; a file that is no table is skipped, with a warning."""
     ROWS.clear()
-    for path in sorted(folder().glob("*.json")) if folder().is_dir() else []:
+    try:
+        paths = sorted(folder().glob("*.json"))
+    except (OSError, RuntimeError) as error:
+        _logger.info("no tables of measurements: %s", error)
+        return
+    for path in paths:
         try:
-            table = json.loads(path.read_text())
-            of = table["device"]
-            ROWS.update({(of, *_key(*name.split())): {**row, "name": name} for name, row in table["rows"].items()})
+            ROWS.update(_read(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             _logger.warning("%s is no table of measurements: %s; delete it and calibrate again", path, error)
+
+
+def _read(path) -> dict[tuple, dict]:
+    table, rows = json.loads(path.read_text()), {}
+    for name, row in table["rows"].items():
+        speedups = {key: float(row[key]) for key in ("eager", "compiled")}
+        rows[(table["device"], *_key(*name.split()))] = {"name": name, "backend": row["backend"], **speedups}
+    return rows
 
 
 def state() -> int:
@@ -64,15 +77,27 @@ def speedup(device: str, op: str, problem) -> float | None:
     return min(row["eager"], row["compiled"]) if torch.compiler.is_compiling() else row["eager"]
 
 
+def check_writable() -> None:
+    """Raises OSError now, rather than after the measuring."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder()).close()
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"tables: expected a folder to write to, got {error}; name one in RESNEXT_KERNELS_TABLES"
+        ) from error
+
+
 def save(device: str, rows: dict[str, dict], provenance: dict) -> Path:
-    """Adds rows to the user's table of the device and takes them into use."""
+    """Adds rows to the user's table of the device, as it now is, and takes them into use."""
+    check_writable()
     path = folder() / f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = {row["name"]: row for (of, *_), row in ROWS.items() if of == device}
+    load()
+    before = {row.pop("name"): row for (of, *_), row in ROWS.items() if of == device}
     table = {"device": device, "provenance": provenance, "rows": {**before, **rows}}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(table, indent=1) + "\n")
-    partial.replace(path)  # whoever reads meanwhile sees the old table or the new one
+    with tempfile.NamedTemporaryFile("w", dir=folder(), suffix=".partial", delete=False) as partial:
+        partial.write(json.dumps(table, indent=1) + "\n")
+    os.replace(partial.name, path)  # whoever reads meanwhile sees the old table or the new one
     load()
     return path
 

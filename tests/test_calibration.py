@@ -97,11 +97,35 @@ def test_tables_are_kept_apart_by_device_and_merged(tmp_path):
 
 def test_damaged_table_is_skipped_aloud(tmp_path, caplog):
     save(1.5)
-    for name, text in (("a.json", "{"), ("b.json", "[]"), ("c.json", '{"device": "x"}')):
+    for name, text in (
+        ("a.json", "{"),
+        ("b.json", "[]"),
+        ("c.json", '{"device": "x"}'),
+        ("d.json", '{"device": "x", "rows": {"bn_stats c4_h4": {"backend": "cpu"}}}'),
+    ):
         (tmp_path / name).write_text(text)
     with caplog.at_level(logging.WARNING, logger="resnext_kernels"):
         tables.load()
-    assert len(tables.ROWS) == 1 and sum("is no table of measurements" in message for message in caplog.messages) == 3
+    assert len(tables.ROWS) == 1 and sum("is no table of measurements" in message for message in caplog.messages) == 4
+
+
+def test_rows_of_another_process_stay(tmp_path):
+    save(1.5)
+    path = next(tmp_path.glob("*.json"))
+    table = json.loads(path.read_text())
+    table["rows"][f"bn_stats {PROBLEM}"] = row(2.0)
+    path.write_text(json.dumps(table))
+    save(1.2, op="grouped_conv2d")
+    assert len(json.loads(path.read_text())["rows"]) == 3
+
+
+def test_no_folder_to_write_to(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESNEXT_KERNELS_TABLES", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="tables: expected a folder to write to, .* RESNEXT_KERNELS_TABLES"):
+        rk.calibrate(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)).eval(), torch.randn(1, 4, 8, 8))
+    tables.load()
+    assert tables.ROWS == {}
 
 
 def test_calibrate(monkeypatch, tmp_path):
@@ -151,13 +175,20 @@ def test_freeze():
         expected = model(x)
         assert rk.freeze(model) is model
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
-        model.layer1[0].bn2.running_mean += 1
+        mean = model.layer1[0].bn2.running_mean
+        mean.data += 0.1  # unseen: what frozen means
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
         with torch.enable_grad():
             assert not torch.equal(model(x), expected)
-        model.train().eval()
-        changed = model(x)
-        assert not torch.equal(changed, expected)
+        mean.data -= 0.1
+        for change in (lambda: mean.add_(0.1), lambda: model.layer1[0].bn2.train(), lambda: model.train().eval()):
+            rk.freeze(model.eval())
+            before = model(x)
+            change()
+            mean.data += 0.1
+            assert not torch.equal(model(x), before)
+        state = {name: value + 0.5 for name, value in model.eval().state_dict().items()}
         rk.freeze(model)
-        model.layer1[0].bn2.running_mean -= 1
-        torch.testing.assert_close(rk.restore(model)(x), expected)
+        model.load_state_dict(state)
+        changed = model(x)
+        torch.testing.assert_close(rk.restore(model)(x), changed)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 import timm
@@ -211,6 +212,83 @@ print(torch.load({str(tmp_path / "model.pt")!r}, weights_only=False).layer1[0].c
     assert result.stdout.strip() == "8", result.stderr
 
 
+def test_layers_upon_the_swap_are_not_destroyed():
+    """Parametrised or copied after swap; restore refuses what it would break."""
+    model = rk.swap(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)))
+    nn.utils.parametrizations.weight_norm(model[0])
+    x = torch.randn(1, 8, 6, 6)
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    with pytest.raises(ValueError, match="model: expected 0 as swap left it, .* undo that first"):
+        rk.restore(model)
+    model(x)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(rk.restore(model)[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("child", ["conv2", "bn2", "relu"])
+def test_forward_of_an_instance_runs(child):
+    """As libraries for offloading and tracing put it there."""
+    _, swapped = pair()
+    module, calls = getattr(swapped.layer1[0], child), []
+    original = module.forward
+    module.forward = lambda x: calls.append(child) or original(x)
+    with rk.use_backend("reference"):
+        swapped(X)
+    assert calls
+
+
+def test_hooks_on_the_parts_of_a_norm_fire():
+    block = rk.swap(timm.layers.ConvNormAct(8, 8, 3, groups=2))
+    calls = []
+    block.bn.drop.register_forward_hook(lambda *_: calls.append("drop"))
+    block.bn.act.register_forward_hook(lambda *_: calls.append("act"))
+    with rk.use_backend("reference"):
+        block(torch.randn(1, 8, 6, 6))
+    assert calls == ["drop", "act"]
+
+
+@pytest.mark.parametrize("model, blocks, convs", [
+    (lambda: tiny(norm_layer=partial(nn.GroupNorm, 4)), 0, 4),
+    (lambda: timm.create_model("mixnet_s"), None, 13),
+    (lambda: timm.layers.ConvNormAct(8, 8, 3, groups=2, apply_norm=False), 0, 1),
+], ids=["group norm", "mixed convolutions", "no norm"])  # fmt: skip
+def test_what_the_view_cannot_fuse_becomes_a_grouped_conv2d(model, blocks, convs):
+    model = model().eval()
+    todo = swapping.plan(model)
+    assert len(todo.convs) == convs and blocks in (None, len(todo.blocks))
+    swapped = rk.swap(copy.deepcopy(model))
+    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
+    x = torch.randn(2, channels, 64, 64)
+    with rk.use_backend("reference"), torch.no_grad(), rk.backends.record() as ran:
+        torch.testing.assert_close(swapped(x), model(x), rtol=1e-3, atol=1e-4)
+    counts = Counter(op for op, _, _ in ran)
+    assert counts["grouped_conv2d"] == convs
+    assert counts["grouped_conv2d_affine_act"] == sum(map(len, todo.blocks.values()))
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.norm(self.conv(x))
+        assert y.shape[1] == 4
+        return self.act(y)
+
+
+def test_block_may_keep_state_and_read_shapes(monkeypatch):
+    monkeypatch.setattr(swapping, "_registered", {})
+    rk.register_adapter(Counting, conv="conv", norm="norm", act="act")
+    model, x = Counting(), torch.randn(2, 4, 8, 8)
+    swapped = rk.swap(copy.deepcopy(model))
+    with rk.use_backend("reference"):
+        torch.testing.assert_close(swapped(x), model(x))
+    assert swapped.calls == 1 and swapped.norm.num_batches_tracked == 1
+
+
 def test_torch_fx_and_feature_extraction():
     model, swapped = pair()
     model.eval(), swapped.eval()
@@ -285,7 +363,7 @@ def test_sync_batch_norm_conversion(when):
     with rk.use_backend("reference"):
         assert ops_of(lambda: swapped(X))["grouped_conv2d"] == 4
         torch.testing.assert_close(swapped(X), model(X))
-        assert ops_of(lambda: outcome(swapped.train())) == {}
+        assert set(ops_of(lambda: outcome(swapped.train()))) <= {"grouped_conv2d"}
         assert outcome(swapped) == outcome(convert(model).train())
 
 
@@ -331,7 +409,8 @@ def test_frozen_batch_norm(backend, eps):
     assert_same(step(swapped), step(model))
     with torch.no_grad():
         ran = ops_of(lambda: swapped(X))
-    assert ran == {} or ran["grouped_conv2d_affine_act"] == 4
+    # float64 is not for the cpu kernel: there all runs as it was, by PyTorch
+    assert ran["grouped_conv2d_affine_act"] == 4
 
 
 def test_batch_norm_in_evaluation_within_a_training_model(backend):
