@@ -303,7 +303,7 @@ class View:
     """
 
     def __init__(self, block, names=None):
-        self.__dict__.update(block=block, names=names)
+        self.__dict__["block"], self.__dict__["names"] = block, names
 
     def __getattr__(self, name):
         value = getattr(self.block, name)
