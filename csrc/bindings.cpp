@@ -8,8 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Int2 = std::array<int64_t, 2>;
-
 template <size_t kSize>
 std::array<int64_t, kSize> ints(const py::tuple& values) {
   if (values.size() != kSize)
