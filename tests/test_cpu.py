@@ -30,8 +30,12 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
 def mismatches() -> list[str]:
-    results = (exact.mismatch(OP, ConvProblem.parse(text), "cpu", activation="relu") for text in PROBLEMS)
+    problems = (ConvProblem.parse(f"{text}_{dtype}") for text in PROBLEMS for dtype in DTYPES)
+    results = (exact.mismatch(OP, problem, "cpu", activation="relu") for problem in problems)
     return [result for result in results if result]
 
 
@@ -60,7 +64,7 @@ def test_unknown_instruction_set_is_a_reason():
     assert "RESNEXT_KERNELS_CPU_ISA: expected" in result.stdout and "got avx1024" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("text", PROBLEMS[::3])
+@pytest.mark.parametrize("text", [*PROBLEMS[::3], *(f"{text}_bfloat16" for text in PROBLEMS[1::3])])
 def test_same_bits_for_any_number_of_threads(text):
     args = cases.make(OP, ConvProblem.parse(text), integers=False)
     before = torch.get_num_threads()
@@ -78,16 +82,17 @@ def within_nan(values, offset, memory_format):
     """The same values as a view, misaligned by `offset` elements, into storage that is NaN all around."""
     n, c, h, w = values.shape
     big = torch.full((n + 2, c + 4, h + 2, w + 3), float("nan")).contiguous(memory_format=memory_format)
-    flat = torch.full((big.numel() + offset,), float("nan"))
+    flat = torch.full((big.numel() + offset,), float("nan"), dtype=values.dtype)
     big = flat[offset:].as_strided(big.shape, big.stride(), flat.storage_offset() + offset)
     view = big[1:-1, 2:-2, 1:-1, 1:-2]
     return view.copy_(values)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("text", PROBLEMS)
-def test_neighbours_in_memory_do_not_matter(text, offset):
-    problem = ConvProblem.parse(text)
+def test_neighbours_in_memory_do_not_matter(text, offset, dtype):
+    problem = ConvProblem.parse(f"{text}_{dtype}")
     x, weight, scale, shift, *rest = cases.make(OP, problem, integers=True)
     view = within_nan(x, offset, cases.FORMATS[problem.layout])
     weights = within_nan(weight, offset, torch.contiguous_format)
@@ -97,9 +102,10 @@ def test_neighbours_in_memory_do_not_matter(text, offset):
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strides", ["transposed", "expanded", "channels reversed in memory order"])
-def test_strides_of_any_kind(strides):
-    problem = ConvProblem.parse("n2_c8_h6_w6_g2")
+def test_strides_of_any_kind(strides, dtype):
+    problem = ConvProblem.parse(f"n2_c8_h6_w6_g2_{dtype}")
     x, *rest = cases.make(OP, problem, integers=True)
     if strides == "transposed":
         x = x.transpose(2, 3)
@@ -109,6 +115,22 @@ def test_strides_of_any_kind(strides):
         x = x.permute(1, 3, 0, 2).contiguous().permute(2, 0, 3, 1)
     (y,), (expected,) = call(OP, (x, *rest), "cpu"), call(OP, (x.contiguous(), *rest), "reference")
     assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_rounding_to_storage(dtype):
+    """Ties to even, overflow, subnormals, infinities and NaN, as PyTorch rounds them."""
+    x = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65519, 65520, 3e38, -1e-7, 6e-8, 2.9e-8,
+                      1e-40, -0.0, 6.1e-5, float("inf"), float("-inf"), float("nan")])  # fmt: skip
+    x = torch.cat([x, torch.randn(4096) * 2.0 ** torch.randint(-30, 17, (4096,))])
+    half = getattr(torch, dtype)
+    ones = torch.ones(1, 1, 1, 1, dtype=half)
+    for image in (x.to(half).view(1, 1, 1, -1), x.view(1, 1, 1, -1)[..., :1].to(half)):
+        scale = torch.tensor([1.0078125])
+        args = (image, ones, scale, torch.zeros(1), [1, 1], [0, 0], [1, 1], 1, "identity")
+        (y,) = call(OP, args, "cpu")
+        assert torch.equal(y.nan_to_num(), (image.float() * scale).to(half).nan_to_num())
+        assert torch.equal(y.isnan(), image.isnan())
 
 
 def test_concurrent_calls():

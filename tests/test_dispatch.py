@@ -63,18 +63,18 @@ def test_fallback_is_told_once_aloud_and_for_each_problem_at_info(forgotten, cap
     caplog.set_level(logging.INFO, logger="resnext_kernels")
     for _ in range(2):
         run_conv()
-    run_conv(torch.bfloat16)
+    run_conv(torch.float64)
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in told] == ["WARNING", "INFO"]
     assert "grouped_conv2d on n1_c4_h5_w5" in told[0][1] and "runs on aten, not cpu: not measured" in told[0][1]
-    assert "takes float32, got torch.bfloat16" in told[1][1]
+    assert "takes float32, bfloat16 and float16, got torch.float64" in told[1][1]
 
 
 def test_all_reasons_are_listed():
-    half = ConvProblem.parse("n2_c8_h5_g2_float16_cuda")
+    double = ConvProblem.parse("n2_c8_h5_g2_float64_cuda")
     with pytest.raises(rk.BackendError) as error:
-        backends.select("bn_stats", half, "cpu")
-    for words in ("bn_stats on n2_c8_h5", "has no bn_stats", "takes float32, got torch.float16", "got cuda"):
+        backends.select("bn_stats", double, "cpu")
+    for words in ("bn_stats on n2_c8_h5", "has no bn_stats", "got torch.float64", "got cuda"):
         assert words in str(error.value)
 
 

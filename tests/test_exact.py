@@ -40,12 +40,14 @@ def test_exact(backend, op, text, dtype, layout):
     assert exact.mismatch(op, problem_of(text, DTYPES[dtype], layout), backend, oracle=oracle) is None
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("layout", cases.FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 @pytest.mark.parametrize("text", PROBLEMS)
 @pytest.mark.parametrize("op", ["grouped_conv2d", "grouped_conv2d_affine_act"])
-def test_cpu_kernel_is_exact(op, text, activation, layout):
-    problem = problem_of(text, torch.float32, layout)
+def test_cpu_kernel_is_exact(op, text, activation, dtype, layout):
+    problem = problem_of(text, DTYPES[dtype], layout)
     assert exact.mismatch(op, problem, "cpu", activation=activation) is None
 
 

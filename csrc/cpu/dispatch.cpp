@@ -27,7 +27,8 @@ const Kernels& choose() {
   if (has_avx512 && (name.empty() || name == "avx512")) return avx512::kKernels;
 #endif
 #ifdef RK_HAVE_avx2
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && (name.empty() || name == "avx2")) return avx2::kKernels;
 #endif
   if (name.empty() || name == "baseline") return baseline::kKernels;

@@ -24,7 +24,7 @@ void pack_and_run(const Kernel& kernel, ParallelFor parallel_for) {
 
 // Tries kGroup and its halves.
 template <int kGroup>
-bool run_rotation(const ConvProblem& p, const float* x, const float* w, float* y, const Epilogue& epilogue,
+bool run_rotation(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue,
                   ParallelFor parallel_for) {
   if (Rotation<kGroup>::supports(p)) {
     pack_and_run(Rotation<kGroup>(p, x, w, y, epilogue), parallel_for);
@@ -34,7 +34,7 @@ bool run_rotation(const ConvProblem& p, const float* x, const float* w, float* y
   return false;
 }
 
-void grouped_conv2d_fwd(const ConvProblem& p, const float* x, const float* w, float* y,
+void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const float* w, void* y,
                         const Epilogue& epilogue, ParallelFor parallel_for) {
   if (p.n == 0) return;
   // From 16 channels a group the rotation kernel's ring outgrows L1 when the stride is 2.

@@ -12,11 +12,11 @@ class Broadcast {
     return p.y_stride[1] == 1 && p.x_stride[1] == 1 && p.c_out > 1 && p.stride[1] <= 2;
   }
 
-  Broadcast(const ConvProblem& p, const float* x, const float* w, float* y, const Epilogue& epilogue)
+  Broadcast(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue)
       : p_(p),
-        x_(x),
+        x_(x, p.dtype),
         w_(w),
-        y_(y),
+        y_(y, p.dtype),
         epilogue_(epilogue),
         vectors_(p.out_per_group() > kLanes ? 2 : 1),
         ring_(p, vectors_ == 2 ? tile_width<kMostPixels<2>>(p.ow) : tile_width<kMostPixels<1>>(p.ow)),
@@ -47,7 +47,7 @@ class Broadcast {
 
   // A task is a strip of rows, one tile wide and one block of output channels deep.
   int64_t tasks() const { return p_.n * ring_.strips * ring_.tiles * blocks(); }
-  int64_t scratch_floats() const { return planes_ * ring_.plane; }
+  int64_t scratch_floats() const { return planes_ * ring_.plane + ring_.cells * kLanes; }
 
   void range(int64_t begin, int64_t end, float* ring) const {
     for (int64_t task = begin; task < end; ++task)
@@ -107,16 +107,18 @@ class Broadcast {
     const int64_t channel = first_output(block), count = end_output(block) - channel;
     const int64_t first_input = block / blocks_per_group_ * p_.in_per_group();
     const int64_t pixels = std::min<int64_t>(kPixels, p_.ow - column);
-    float* tile = y_ + n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
-    const auto fill = [&](const float* x, int64_t cells, float* to) RK_INLINE_LAMBDA {
-      for (int64_t q = 0; q < cells; ++q, x += p_.x_stride[3], to += kLanes)
-        for (int64_t plane = 0; plane < planes_; ++plane) {
-          const int64_t channels = p_.in_per_group() - plane * kLanes;
-          const float* from = x + plane * kLanes;
-          store(to + plane * ring_.plane, channels >= kLanes ? load(from) : load_first(from, channels));
-        }
+    const int64_t tile = n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
+    const auto fill = [&](int64_t x, int64_t cells, float* to) RK_INLINE_LAMBDA {
+      for (int64_t plane = 0; plane < planes_; ++plane) {
+        const int64_t lanes = std::min<int64_t>(p_.in_per_group() - plane * kLanes, kLanes);
+        int64_t step = p_.x_stride[3];
+        const float* from = x_.pixels(x + plane * kLanes, cells, lanes, ring + planes_ * ring_.plane, step);
+        float* cell = to + plane * ring_.plane;
+        for (int64_t q = 0; q < cells; ++q, from += step, cell += kLanes)
+          store(cell, lanes == kLanes ? load(from) : load_first(from, lanes));
+      }
     };
-    ring_.walk(p_, x_ + n * p_.x_stride[0] + first_input, strip, column, ring, planes_, fill,
+    ring_.walk(p_, x_, n * p_.x_stride[0] + first_input, strip, column, ring, planes_, fill,
                [&](int64_t row, int64_t top, Prefetcher prefetch_next) RK_INLINE_LAMBDA {
                  Vec acc[kVectors][kPixels] = {};
                  sum_tile<kVectors, kPixels, kStride>(top, ring, weights_.data() + block * block_size_, acc,
@@ -124,7 +126,7 @@ class Broadcast {
                  unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
                    const int64_t lanes = std::min<int64_t>(kLanes, count - v * kLanes);
                    if (lanes > 0)
-                     store_tile(acc[v], pixels, Finish(epilogue_, channel + v * kLanes, lanes), 0, lanes,
+                     store_tile(acc[v], pixels, Finish(epilogue_, channel + v * kLanes, lanes), 0, lanes, y_,
                                 tile + row * p_.y_stride[2] + v * kLanes, p_.y_stride[3]);
                  });
                });
@@ -158,9 +160,9 @@ class Broadcast {
   }
 
   const ConvProblem& p_;
-  const float* const x_;
+  const Input x_;
   const float* const w_;
-  float* const y_;
+  const Output y_;
   const Epilogue& epilogue_;
   const int64_t vectors_;
   const Ring ring_;

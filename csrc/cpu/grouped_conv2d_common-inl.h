@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 
+#include "cpu/image-inl.h"
 #include "cpu/simd.h"
 #include "problem.h"
 
@@ -99,13 +100,15 @@ struct Finish {
 // Prefetches `runs` runs of cells one at a time, between multiply-adds: requests in a burst would wait for
 // each other. Then it stays on the last cell.
 struct Prefetcher {
-  const float* at;
+  const char* at;
   int64_t next_cell, next_run, cells, runs, left;
 
-  Prefetcher(const float* first, int64_t next_cell, int64_t cells, int64_t next_run, int64_t runs)
-      : at(first),
-        next_cell(next_cell),
-        next_run(next_run - (cells - 1) * next_cell),
+  // From element `first` of the image; distances count elements.
+  Prefetcher(const Input& image, int64_t first, int64_t next_cell, int64_t cells, int64_t next_run,
+             int64_t runs)
+      : at(image.at(first)),
+        next_cell(next_cell * image.element_size()),
+        next_run((next_run - (cells - 1) * next_cell) * image.element_size()),
         cells(cells),
         runs(runs),
         left(cells) {}

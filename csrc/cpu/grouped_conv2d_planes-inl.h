@@ -15,10 +15,10 @@ constexpr int kPlaneVectors = kRegisters == 32 ? 6 : kLanes == 8 ? 3 : 2;
 
 class Planes {
  public:
-  Planes(const ConvProblem& p, const float* x, const float* w, float* y, const Epilogue& epilogue)
+  Planes(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue)
       : p_(p),
-        x_(x),
-        y_(y),
+        x_(x, p.dtype),
+        y_(y, p.dtype),
         epilogue_(epilogue),
         strip_(p, kFloats / p.in_per_group()),
         taps_(p.kh * p.kw),
@@ -35,14 +35,14 @@ class Planes {
 
   int64_t tasks() const { return p_.groups * p_.n * strip_.strips; }
 
-  // The planes, what a tile reads past the last of them, and the sums of one block of outputs.
-  int64_t scratch_floats() const { return planes_floats() + kPlaneOutputs * flat_; }
+  // The planes, what a tile reads past the last of them, the sums of one block of outputs, a row of input.
+  int64_t scratch_floats() const { return planes_floats() + kPlaneOutputs * flat_ + strip_.pitch; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
                     g = task / strip_.strips / p_.n;
-      fill(n, g, strip, scratch);
+      fill(n, g, strip, scratch, scratch + planes_floats() + kPlaneOutputs * flat_);
       convolve(n, g, strip, scratch, scratch + planes_floats(), prefetcher(std::min(task + 1, end - 1)));
     }
   }
@@ -69,15 +69,17 @@ class Planes {
     return ceil_div(p_.in_per_group() * plane_ + strip_.pitch, kLanes) * kLanes + kLanes;
   }
 
-  void fill(int64_t n, int64_t g, int64_t strip, float* planes) const {
-    const int64_t step = p_.stride[1] * p_.x_stride[3];
+  void fill(int64_t n, int64_t g, int64_t strip, float* planes, float* temporary) const {
     for (int64_t c = 0; c < p_.in_per_group(); ++c) {
-      const float* image = x_ + n * p_.x_stride[0] + (g * p_.in_per_group() + c) * p_.x_stride[1];
+      const int64_t image = n * p_.x_stride[0] + (g * p_.in_per_group() + c) * p_.x_stride[1];
       float* plane = planes + c * plane_;
       strip_.fill(
           p_, strip,
           [&](int64_t cell, int64_t row, int64_t column, int64_t count) {
-            copy_row(image + row * p_.x_stride[2] + column * p_.x_stride[3], step, count, plane + cell);
+            int64_t step = p_.stride[1] * p_.x_stride[3];
+            const int64_t first = image + row * p_.x_stride[2] + column * p_.x_stride[3];
+            const float* from = x_.row(first, count, temporary, step);
+            copy_row(from, step, count, plane + cell);
           },
           [&](int64_t cell, int64_t count) { std::memset(plane + cell, 0, count * sizeof(float)); });
     }
@@ -112,10 +114,10 @@ class Planes {
     const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
                   g = task / strip_.strips / p_.n;
     const int64_t first_row = std::max<int64_t>(strip * strip_.output_rows * p_.stride[0] - p_.padding[0], 0);
-    const float* first =
-        x_ + n * p_.x_stride[0] + g * p_.in_per_group() * p_.x_stride[1] + first_row * p_.x_stride[2];
+    const int64_t first =
+        n * p_.x_stride[0] + g * p_.in_per_group() * p_.x_stride[1] + first_row * p_.x_stride[2];
     const int64_t rows = std::min(strip_.rows * p_.stride[0], p_.h - first_row);
-    return Prefetcher(first, 16, ceil_div(rows * p_.x_stride[2], 16), p_.x_stride[1], p_.in_per_group());
+    return Prefetcher(x_, first, 16, ceil_div(rows * p_.x_stride[2], 16), p_.x_stride[1], p_.in_per_group());
   }
 
   void convolve(int64_t n, int64_t g, int64_t strip, const float* planes, float* sums,
@@ -127,7 +129,7 @@ class Planes {
     for (int64_t o = end - p_.out_per_group(); o < end; o += count) {
       count = end - o >= kPlaneOutputs ? kPlaneOutputs : end - o >= 2 ? 2 : 1;
       const float* w = weights_ + o * weights_per_output_;
-      float* y = y_ + n * p_.y_stride[0] + o * p_.y_stride[1] + first_row * p_.y_stride[2];
+      const int64_t y = n * p_.y_stride[0] + o * p_.y_stride[1] + first_row * p_.y_stride[2];
       if (count == 4)
         sum<4>(rows, planes, w, sums, prefetch_next);
       else if (count == 2)
@@ -179,23 +181,18 @@ class Planes {
     });
   }
 
-  void store_rows(const float* sums, int64_t rows, const Finish& finish, float* to) const {
+  void store_rows(const float* sums, int64_t rows, const Finish& finish, int64_t to) const {
     for (int64_t r = 0; r < rows; ++r, sums += strip_.pitch, to += p_.y_stride[2])
       for (int64_t i = 0; i < p_.ow; i += kLanes) {
         const int64_t count = std::min(p_.ow - i, int64_t{kLanes});
         const Vec v = finish(load_first(sums + i, count));
-        if (p_.y_stride[3] != 1)
-          for (int64_t lane = 0; lane < count; ++lane) to[(i + lane) * p_.y_stride[3]] = v[lane];
-        else if (count == kLanes)
-          store(to + i, v);
-        else
-          store_first(to + i, v, count);
+        y_.store_lanes(to + i * p_.y_stride[3], v, 0, count, p_.y_stride[3]);
       }
   }
 
   const ConvProblem& p_;
-  const float* const x_;
-  float* const y_;
+  const Input x_;
+  const Output y_;
   const Epilogue& epilogue_;
   const PaddedStrip strip_;
   const int64_t taps_, plane_, flat_;

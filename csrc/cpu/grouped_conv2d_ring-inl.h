@@ -47,11 +47,11 @@ struct Ring {
   float* row(float* ring, int64_t y) const { return ring + (y & (rows - 1)) * cells * kLanes; }
 
   // For each output row of a strip: fill(x, count, cells) takes in the input rows that are new, and
-  // finish_row(output row, top input row, prefetch_next) computes it. x points to the image's first channel
-  // wanted.
+  // finish_row(output row, top input row, prefetch_next) computes it. x is the element of `image` where the
+  // first channel wanted begins.
   template <class Fill, class FinishRow>
-  RK_INLINE void walk(const ConvProblem& p, const float* x, int64_t strip, int64_t column, float* ring,
-                      int64_t planes, Fill fill, FinishRow finish_row) const {
+  RK_INLINE void walk(const ConvProblem& p, const Input& image, int64_t x, int64_t strip, int64_t column,
+                      float* ring, int64_t planes, Fill fill, FinishRow finish_row) const {
     const int64_t first = column * p.stride[1] - p.padding[1];
     const int64_t begin = std::clamp(-first, int64_t{0}, cells), end = std::clamp(p.w - first, begin, cells);
     for (int64_t r = 0; r < rows * planes; ++r) {
@@ -65,9 +65,9 @@ struct Ring {
       const int64_t top = y * p.stride[0] - p.padding[0];
       for (next = std::max(next, top); next < std::min(top + span, p.h); ++next)
         fill(x + next * p.x_stride[2], end - begin, row(ring, next) + begin * kLanes);
-      finish_row(
-          y, top,
-          Prefetcher(x + next * p.x_stride[2], p.x_stride[3], end - begin, p.x_stride[2], p.stride[0]));
+      finish_row(y, top,
+                 Prefetcher(image, x + next * p.x_stride[2], p.x_stride[3], end - begin, p.x_stride[2],
+                            p.stride[0]));
     }
   }
 
@@ -77,14 +77,15 @@ struct Ring {
 // Stores lanes [begin, end) of a tile's first `pixels`.
 template <int kPixels>
 RK_INLINE void store_tile(const Vec (&acc)[kPixels], int64_t pixels, const Finish& finish, int64_t begin,
-                          int64_t end, float* to, int64_t next_pixel) {
-  if (pixels == kPixels && end - begin == kLanes && !finish.silu) {
-    unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { store(to + q * next_pixel, finish.bounded(acc[q])); });
+                          int64_t end, const Output& y, int64_t to, int64_t next_pixel) {
+  if (pixels == kPixels && end - begin == kLanes && !finish.silu && y.is_float()) {
+    float* floats = y.floats(to);
+    unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { store(floats + q * next_pixel, finish.bounded(acc[q])); });
     return;
   }
   Vec sums[kPixels];
   unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { sums[q] = acc[q]; });
-  for (int64_t q = 0; q < pixels; ++q, to += next_pixel) store_lanes(to, finish(sums[q]), begin, end);
+  for (int64_t q = 0; q < pixels; ++q, to += next_pixel) y.store_lanes(to, finish(sums[q]), begin, end);
 }
 
 }  // namespace

@@ -19,11 +19,11 @@ class Rotation {
            p.x_stride[1] == 1 && p.y_stride[1] == 1 && p.stride[1] <= 2;
   }
 
-  Rotation(const ConvProblem& p, const float* x, const float* w, float* y, const Epilogue& epilogue)
+  Rotation(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue)
       : p_(p),
-        x_(x),
+        x_(x, p.dtype),
         w_(w),
-        y_(y),
+        y_(y, p.dtype),
         epilogue_(epilogue),
         ring_(p, tile_width<kMostPixels>(p.ow)),
         blocks_(ceil_div(p.c_out, kLanes)),
@@ -54,7 +54,7 @@ class Rotation {
 
   // A task is a strip of rows, one tile wide and one block of channels deep.
   int64_t tasks() const { return p_.n * ring_.strips * ring_.tiles * blocks_; }
-  int64_t scratch_floats() const { return kCopies * ring_.plane; }
+  int64_t scratch_floats() const { return kCopies * ring_.plane + ring_.cells * kLanes; }
 
   void range(int64_t begin, int64_t end, float* ring) const {
     with_tile_width<kMostPixels>(ring_.pixels, [&](auto pixels) {
@@ -81,19 +81,21 @@ class Rotation {
                   n = task / blocks_ / ring_.tiles / ring_.strips;
     const int64_t channel = first_channel(block), pixels = std::min<int64_t>(kPixels, p_.ow - column);
     const Finish finish(epilogue_, channel, kLanes);
-    float* tile = y_ + n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
-    const auto fill = [&](const float* x, int64_t count, float* cells) RK_INLINE_LAMBDA {
+    const int64_t tile = n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
+    const auto fill = [&](int64_t x, int64_t count, float* cells) RK_INLINE_LAMBDA {
+      int64_t step = p_.x_stride[3];
+      const float* from = x_.pixels(x, count, kLanes, ring + kCopies * ring_.plane, step);
       for (int64_t q = 0; q < count; ++q) {
-        const Vec v = load(x + q * p_.x_stride[3]);
+        const Vec v = load(from + q * step);
         unroll<kCopies>([&](auto m) RK_INLINE_LAMBDA {
           store(cells + m * ring_.plane + q * kLanes, xor_lanes<2 * m>(v));
         });
       }
     };
-    ring_.walk(p_, x_ + n * p_.x_stride[0] + channel, strip, column, ring, kCopies, fill,
+    ring_.walk(p_, x_, n * p_.x_stride[0] + channel, strip, column, ring, kCopies, fill,
                [&](int64_t row, int64_t top, Prefetcher prefetch_next) RK_INLINE_LAMBDA {
-                 float* y = tile + row * p_.y_stride[2];
-                 for (int64_t q = 0; q < pixels; ++q) prefetch_for_write(y + q * p_.y_stride[3]);
+                 const int64_t y = tile + row * p_.y_stride[2];
+                 for (int64_t q = 0; q < pixels; ++q) prefetch_for_write(y_.at(y + q * p_.y_stride[3]));
                  Vec acc[kPixels] = {};
                  const float* w = weights_.data() + block * block_size_;
                  for (int64_t i = 0; i < p_.kh; ++i, w += p_.kw * kGroup * kLanes) {
@@ -101,7 +103,7 @@ class Rotation {
                    if (tap_row >= 0 && tap_row < p_.h)
                      add_row<kPixels, kStride, kTaps>(ring_.row(ring, tap_row), w, acc, prefetch_next);
                  }
-                 store_tile(acc, pixels, finish, block * kLanes - channel, kLanes, y, p_.y_stride[3]);
+                 store_tile(acc, pixels, finish, block * kLanes - channel, kLanes, y_, y, p_.y_stride[3]);
                });
   }
 
@@ -132,9 +134,9 @@ class Rotation {
   }
 
   const ConvProblem& p_;
-  const float* const x_;
+  const Input x_;
   const float* const w_;
-  float* const y_;
+  const Output y_;
   const Epilogue& epilogue_;
   const Ring ring_;
   const int64_t blocks_, taps_, block_size_;

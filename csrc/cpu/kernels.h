@@ -8,7 +8,7 @@ namespace rk::cpu {
 // What one ISA's translation unit offers.
 struct Kernels {
   const char* isa;
-  void (*grouped_conv2d_fwd)(const ConvProblem& p, const float* x, const float* w, float* y,
+  void (*grouped_conv2d_fwd)(const ConvProblem& p, const void* x, const float* w, void* y,
                              const Epilogue& epilogue, ParallelFor parallel_for);
 };
 

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#include "problem.h"
+
 // The native vector of the ISA this file is compiled for; the enclosing namespace keeps the copies apart.
 namespace rk::cpu::RK_ISA {
 namespace {
@@ -27,6 +29,16 @@ constexpr int kRegisters = 16;
 
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t BitsVec __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t HalfVec __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+
+// Storage of two bytes.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
 #define RK_INLINE inline __attribute__((always_inline))
 #define RK_INLINE_LAMBDA __attribute__((always_inline))
@@ -72,8 +84,6 @@ RK_INLINE void store_lanes(float* p, Vec v, int64_t begin, int64_t end) {
 #endif
 }
 
-RK_INLINE void store_first(float* p, Vec v, int64_t count) { store_lanes(p, v, 0, count); }
-
 // a * b + c, fused where the ISA can. Intrinsics, because contraction is off.
 RK_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
@@ -102,8 +112,8 @@ RK_INLINE void keep_in_register(Vec& v) {
 // Makes the compiler load again what it has loaded, rather than keep it in registers that it lacks.
 RK_INLINE void forget_loads() { asm volatile("" : : : "memory"); }
 
-RK_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }
-RK_INLINE void prefetch_for_write(float* p) { __builtin_prefetch(p, 1, 3); }
+RK_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+RK_INLINE void prefetch_for_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 
 // Lane i of the result is lane kIndex[i] of a followed by b.
 template <int... kIndex>
@@ -113,6 +123,88 @@ RK_INLINE Vec shuffle(Vec a, Vec b) {
 #else
   return __builtin_shuffle(a, b, IntVec{kIndex...});
 #endif
+}
+
+RK_INLINE Vec widen(HalfVec v, BFloat16) { return (Vec)(__builtin_convertvector(v, BitsVec) << 16); }
+
+RK_INLINE Vec widen(HalfVec v, Float16) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps((__m256i)v);
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps((__m128i)v);
+#else
+  const BitsVec bits = __builtin_convertvector(v, BitsVec), magnitude = bits & 0x7fff;
+  // The product moves the exponent's bias, of subnormals too.
+  const BitsVec finite = (BitsVec)((Vec)(magnitude << 13) * 0x1p112f);
+  return (Vec)((magnitude >= 0x7c00 ? magnitude << 13 | 0x7f800000 : finite) | (bits & 0x8000) << 16);
+#endif
+}
+
+// To nearest, ties to even; NaN stays NaN.
+RK_INLINE HalfVec narrow(Vec v, BFloat16) {
+  const BitsVec bits = (BitsVec)v;
+  const BitsVec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(v != v ? bits >> 16 | 0x40 : rounded, HalfVec);
+}
+
+RK_INLINE HalfVec narrow(Vec v, Float16) {
+#if defined(__AVX512F__)
+  return (HalfVec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+  return (HalfVec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const BitsVec sign = (BitsVec)v >> 31 << 15, bits = (BitsVec)v & 0x7fffffff;
+  const Vec magnitude = (Vec)bits;
+  // 0.5 has the spacing of binary16's subnormals: the sum is rounded to it.
+  const BitsVec subnormal = (BitsVec)(magnitude + 0.5f) - 0x3f000000;
+  const BitsVec normal = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+  const BitsVec finite = magnitude < 0x1p-14f ? subnormal : normal;
+  const BitsVec infinite = magnitude != magnitude ? BitsVec{} + 0x7e00 : BitsVec{} + 0x7c00;
+  return __builtin_convertvector((magnitude < 65520.f ? finite : infinite) | sign, HalfVec);
+#endif
+}
+
+template <class Half>
+RK_INLINE Vec load(const Half* p) {
+  HalfVec v;
+  std::memcpy(&v, p, sizeof v);
+  return widen(v, Half{});
+}
+
+template <class Half>
+RK_INLINE Vec load_first(const Half* p, int64_t count) {
+  HalfVec v = {};
+  std::memcpy(&v, p, count * sizeof(Half));
+  return widen(v, Half{});
+}
+
+template <class Half>
+RK_INLINE void store(Half* p, Vec v) {
+  const HalfVec half = narrow(v, Half{});
+  std::memcpy(p, &half, sizeof half);
+}
+
+template <class Half>
+RK_INLINE void store_lanes(Half* p, Vec v, int64_t begin, int64_t end) {
+  uint16_t half[kLanes];
+  store(reinterpret_cast<Half*>(half), v);
+  std::memcpy(p + begin, half + begin, (end - begin) * sizeof(Half));
+}
+
+template <class T>
+RK_INLINE void store_first(T* p, Vec v, int64_t count) {
+  store_lanes(p, v, 0, count);
+}
+
+// Calls body(T{}) with the storage type that dtype names.
+template <class Body>
+RK_INLINE void with_dtype(DType dtype, Body body) {
+  if (dtype == DType::kFloat32)
+    body(float{});
+  else if (dtype == DType::kBFloat16)
+    body(BFloat16{});
+  else
+    body(Float16{});
 }
 
 using Lanes = std::make_integer_sequence<int, kLanes>;

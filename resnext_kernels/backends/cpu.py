@@ -7,6 +7,7 @@ from ..checks import ACTIVATIONS
 from ..problem import ConvProblem, memory_format
 
 NAME = "cpu"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/problem.h
 _PROCESSOR = f"{tables.cpu_model()}, {_native.cpu_isa}"
 
 
@@ -28,8 +29,8 @@ def unsupported_reasons(op, problem) -> list[str]:
     reasons = [_native.missing] if _native.missing else []
     if problem.device != "cpu":
         reasons.append(f"runs on cpu tensors, got {problem.device}")
-    if problem.dtype != torch.float32:
-        reasons.append(f"takes float32, got {problem.dtype}")
+    if problem.dtype not in _DTYPES:
+        reasons.append(f"takes float32, bfloat16 and float16, got {problem.dtype}")
     return reasons
 
 
@@ -47,8 +48,10 @@ def _forward(x, weight, scale, shift, stride, padding, dilation, groups, activat
     y = torch.empty(
         (problem.n, problem.c_out, *problem.output_size), dtype=x.dtype, memory_format=memory_format(x)
     )  # fmt: skip
+    weight = weight.float()
     _native._C.grouped_conv2d_fwd(
-        problem.sizes, x.stride(), weight.stride(), y.stride(), x.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        problem.sizes, x.stride(), weight.stride(), y.stride(), _DTYPES.index(x.dtype), x.data_ptr(), weight.data_ptr(),
+        y.data_ptr(),
         0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
         ACTIVATIONS.index(activation), _native.parallel_for,
     )  # fmt: skip
@@ -56,7 +59,7 @@ def _forward(x, weight, scale, shift, stride, padding, dilation, groups, activat
 
 
 def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.float().contiguous()
     return _forward(x, weight, None, bias, stride, padding, dilation, groups, "identity")
 
 

@@ -1,0 +1,83 @@
+// Images of any storage dtype, seen as floats.
+#pragma once
+#include <algorithm>
+
+#include "cpu/simd.h"
+#include "problem.h"
+
+namespace rk::cpu::RK_ISA {
+namespace {
+
+class Input {
+ public:
+  Input(const void* data, DType dtype) : data_(static_cast<const char*>(data)), dtype_(dtype) {}
+
+  int64_t element_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
+  const char* at(int64_t offset) const { return data_ + offset * element_size(); }
+
+  // `count` pixels, `step` elements apart, of the `lanes` channels from element `offset` on, neighbours in
+  // memory. Returns the first as floats and sets `step` to the distance between two. Floats are read where
+  // they are, others by way of `temporary`, kLanes floats a pixel.
+  RK_INLINE const float* pixels(int64_t offset, int64_t count, int64_t lanes, float* temporary,
+                                int64_t& step) const {
+    if (dtype_ == DType::kFloat32) return reinterpret_cast<const float*>(at(offset));
+    widen_pixels(offset, count, lanes, temporary, step);
+    step = kLanes;
+    return temporary;
+  }
+
+  // `count` neighbours in a row, `step` elements apart, in the same way.
+  const float* row(int64_t offset, int64_t count, float* temporary, int64_t& step) const {
+    if (dtype_ == DType::kFloat32) return reinterpret_cast<const float*>(at(offset));
+    const int64_t lanes = step == 1 ? kLanes : 1;
+    with_dtype(dtype_, [&](auto type) {
+      const auto* from = reinterpret_cast<const decltype(type)*>(at(offset));
+      for (int64_t i = 0; i < count; i += lanes) {
+        const int64_t left = std::min(count - i, lanes);
+        store_first(temporary + i, load_first(from + i * step, left), left);
+      }
+    });
+    step = 1;
+    return temporary;
+  }
+
+ private:
+  __attribute__((noinline)) void widen_pixels(int64_t offset, int64_t count, int64_t lanes, float* temporary,
+                                              int64_t step) const {
+    with_dtype(dtype_, [&](auto type) {
+      const auto* from = reinterpret_cast<const decltype(type)*>(at(offset));
+      if (lanes == kLanes)
+        for (int64_t q = 0; q < count; ++q) store(temporary + q * kLanes, load(from + q * step));
+      else
+        for (int64_t q = 0; q < count; ++q) store(temporary + q * kLanes, load_first(from + q * step, lanes));
+    });
+  }
+
+  const char* data_;
+  DType dtype_;
+};
+
+class Output {
+ public:
+  Output(void* data, DType dtype) : data_(static_cast<char*>(data)), dtype_(dtype) {}
+
+  bool is_float() const { return dtype_ == DType::kFloat32; }
+  float* floats(int64_t offset) const { return reinterpret_cast<float*>(data_) + offset; }
+  const char* at(int64_t offset) const { return data_ + offset * (is_float() ? 4 : 2); }
+
+  // Lanes [begin, end), lane i to element offset + i * step.
+  RK_INLINE void store_lanes(int64_t offset, Vec v, int64_t begin, int64_t end, int64_t step = 1) const {
+    with_dtype(dtype_, [&](auto type) RK_INLINE_LAMBDA {
+      auto* to = reinterpret_cast<decltype(type)*>(data_) + offset;
+      if (step == 1) return RK_ISA::store_lanes(to, v, begin, end);
+      for (int64_t lane = begin; lane < end; ++lane) store_first(to + lane * step, broadcast(v[lane]), 1);
+    });
+  }
+
+ private:
+  char* data_;
+  DType dtype_;
+};
+
+}  // namespace
+}  // namespace rk::cpu::RK_ISA
