@@ -16,6 +16,7 @@ import torch
 from layers import LAYOUTS, Layer, check, ran
 
 import resnext_kernels as rk
+from resnext_kernels import _native
 from resnext_kernels.problem import ConvProblem
 from resnext_kernels.testing import timing
 
@@ -79,6 +80,7 @@ def hold(case: Case, effort: Effort) -> dict:
         times = timing.interleave(ours | peers, rounds=effort.rounds, budget_s=effort.seconds)
     return {
         "kind": "contest", **dataclasses.asdict(case), "problem": str(case.problem), "backend": backend,
+        "cpu_isa": _native.cpu_isa,
         "ours": {layout: times[layout].median_ms for layout in ours},
         "peers": {peer: times[peer].median_ms for peer in peers},
     }  # fmt: skip

@@ -103,7 +103,9 @@ ELSEWHERE = {
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--cases", type=Path, metavar="DIR", help="a folder with grouped_3x3.csv: more never-slower")
+    parser.add_argument(
+        "--cases", type=Path, metavar="DIR", help="a folder with grouped_3x3.csv: auto is held to it too"
+    )
     add_compile(parser)
     add_timing(parser, rounds=15, seconds=0.5)
 
@@ -220,7 +222,7 @@ def jobs(options) -> dict:
 def _case_goals(folder) -> list[Goal]:
     if folder is None:
         return []
-    layers = {str(problem): problem for problem in problems.case_file(folder / "grouped_3x3.csv")}
+    layers = {str(p): p for p in problems.case_file(folder / "grouped_3x3.csv") if problems.fits(p)}
     return [Goal("auto never slower, case file", 0.97, 1.0, layers, (None,), "auto eval", dispatched)]
 
 

@@ -31,15 +31,16 @@ def add_options(parser) -> None:
 
 
 def jobs(options) -> dict:
-    names, batches, size = MODELS, BATCHES, 224
+    names, batches, layouts, size = MODELS, BATCHES, tuple(LAYOUTS), 224
     if options.quick:
-        names, batches, size, options.rounds = MODELS[:1], {"eval": (1,), "train": (2,)}, 32, 1
+        names, batches, layouts, size = names[:1], {"eval": (1,), "train": (2,)}, layouts[:1], 32
+        options.rounds = 1
     result = {}
     for pass_name in batches:
         for name in names:
             for n in batches[pass_name]:
                 result[f"{name} {pass_name} {n}"] = partial(compete, name, pass_name, n, size, options)
-    for layout in LAYOUTS:
+    for layout in layouts:
         result[f"tax {layout}"] = partial(tax, layout, batches["train"][0], size, options)
     return {name: job for name, job in result.items() if options.only in name}
 
@@ -115,13 +116,14 @@ def compete(name, pass_name, n, size, options) -> list[dict]:
     times = timing.interleave(ours | baselines, rounds=options.rounds, budget_s=options.seconds)
     times = {contender: each.median_ms for contender, each in times.items()}
     best = min(baselines, key=times.get)
-    return [
-        {
+    rows = []
+    for contender in ours | baselines:
+        rows.append({
             "kind": "model", "name": name, "pass": pass_name, "batch": n, "way": contender,
-            "median_ms": times[contender], "backend": backend.get(contender, "PyTorch"), "best": best, "ratio": times[best] / times[contender],
-        }
-        for contender in ours | baselines
-    ]  # fmt: skip
+            "backend": backend.get(contender, "PyTorch"), "median_ms": times[contender], "best": best,
+            "ratio": times[best] / times[contender],
+        })  # fmt: skip
+    return rows
 
 
 def _without_grouped_step(model):

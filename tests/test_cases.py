@@ -9,13 +9,7 @@ from resnext_kernels import _native
 from resnext_kernels.testing import cases, exact, problems
 from resnext_kernels.testing.verify import call
 
-MAX_MACS, MAX_ELEMENTS = 1.5e8, 2**22
 FORWARD, BACKWARD = "grouped_conv2d", "grouped_conv2d_backward"
-
-
-def fits(problem) -> bool:
-    elements = problem.n * problem.h * problem.w * max(problem.c_in, problem.c_out)
-    return elements <= MAX_ELEMENTS and problem.flops / 2 <= MAX_MACS
 
 
 def check(problem):
@@ -37,7 +31,7 @@ def test_every_row_of_the_case_file(request, capsys):
     if folder is None:
         pytest.skip("needs --cases DIR, a folder with grouped_3x3.csv")
     rows = problems.case_file(Path(folder) / "grouped_3x3.csv")
-    fitting = [problem for problem in rows if fits(problem)]
+    fitting = [problem for problem in rows if problems.fits(problem)]
     executed = 0
     for problem in fitting:
         check(problem)

@@ -55,3 +55,9 @@ def _of_case(row) -> ConvProblem:
              (("k", "hw"), ("stride_", "hw"), ("pad_", "hw"), ("dil_", "hw")))  # fmt: skip
     return ConvProblem(size["N"], size["C_in"], size["H"], size["W"], size["C_out"], *pairs, size["groups"],
                        torch.float32, "nchw", "cpu")  # fmt: skip
+
+
+def fits(problem) -> bool:
+    """Whether the problem is small enough for float64 references, and to be timed among hundreds."""
+    elements = problem.n * problem.h * problem.w * max(problem.c_in, problem.c_out)
+    return elements <= 2**22 and problem.flops <= 3e8
