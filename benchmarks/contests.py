@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -44,9 +44,9 @@ CONTESTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One contest on one layer; isa is "" for all that the machine has, or "avx2"."""
+    """One contest on one layer, whatever its name; isa is "" for all that the machine has, or "avx2"."""
 
-    name: str
+    name: str = field(compare=False)
     problem: ConvProblem
     threads: int
     contest: str

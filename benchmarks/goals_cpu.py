@@ -196,7 +196,7 @@ class Run:
         return [{"kind": "call", "threads": threads, **row} for row in self.calls[threads]]
 
     def goals(self) -> list[dict]:
-        rows = [judge(line, [self.rows[case] for case in line.cases]) for line in self.lines]
+        rows = [judge(line, [self.rows[case] | {"name": case.name} for case in line.cases]) for line in self.lines]
         return rows + [row for threads, calls in self.calls.items() for row in judge_overhead(threads, calls)]
 
 
