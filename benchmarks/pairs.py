@@ -1,4 +1,4 @@
-"""How the row of a contest is read: which of ours against which of PyTorch's, and one ratio from all such pairs."""
+"""How contests' rows are read: pairs of ours and PyTorch's, one ratio from all pairs, whether it is enough."""
 
 import math
 from dataclasses import dataclass
@@ -96,3 +96,10 @@ def weighted(pairs) -> float:
         return sum(COUNTS[pair.layer] * getattr(pair, which) for pair in pairs if pair.ours == layout)
 
     return min(total(layout, "peer_ms") / total(layout, "ours_ms") for layout in LAYOUTS)
+
+
+def verdict(value, must, goal, won=True) -> str:
+    """won: whether a kernel ran; plain PyTorch is no win of ours."""
+    if not won:
+        return "no win"
+    return "goal" if value >= goal else "must" if value >= must else "miss"
