@@ -1,121 +1,88 @@
-"""Suite `cardinality`: grouped 3x3 convolution + BatchNorm + ReLU over the paper's settings at each ResNeXt stage."""
+"""Grouped 3x3 convolution + BatchNorm + ReLU over the paper's settings at each ResNeXt stage.
 
+Every row is one layer in one layout: resnext_kernels against the best of PyTorch's own ways to do the same work (eager
+in both layouts, BatchNorm folded into the convolution for evaluation, torch.compile with --compile), interleaved in
+this process. Each kernel is held against float64 before it is timed; one that fails stops the run.
+"""
+
+import argparse
+import math
 from dataclasses import replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
+from layers import LAYOUTS, Layer, check, ran
+from options import add_compile, add_timing, positive
+from rich.table import Table
 
 import resnext_kernels as rk
 from resnext_kernels import backends
-from resnext_kernels.batch_norm import fold
-from resnext_kernels.testing import cases, problems, verify
-
-EPS = 1e-5
-PASSES = {
-    "eval": ("grouped_conv2d_affine_act",),
-    "train": ("grouped_conv2d_stats", "affine_act", "bn_act_reduce", "grouped_conv2d_affine_act_backward"),
-}
+from resnext_kernels.testing import problems, timing
 
 
-def select(options) -> dict:
-    """Row name -> problem (NCHW; every row is measured in both layouts)."""
-    rows = problems.cardinality(options.batch, dtype=options.dtype, device=options.device)
+def _device(text):
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("expected a device that torch sees, got cuda without one; use --device cpu")
+    return text
+
+
+def _backends(text):
+    known = {"auto", *rk.available_backends()}
+    if not known.issuperset(text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected names among {', '.join(sorted(known))}, got {text}")
+    return text
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--passes", nargs="+", default=["eval", "train"], choices=["eval", "train"])
+    parser.add_argument("--batch", type=positive, default=4, help="images; default 4")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", type=_device, default="cpu", choices=["cpu", "cuda"])
+    default = ",".join(module.NAME for module in backends.ORDER)
+    parser.add_argument(
+        "--backend", type=_backends, default=default, help=f"names as in use_backend, by commas; default {default}"
+    )
+    add_compile(parser)
+    add_timing(parser, rounds=11, seconds=0.6)
+
+
+def jobs(options) -> dict:
+    if options.quick:
+        options.rounds, options.batch = min(options.rounds, 3), 1
+    # NCHW, but every row is measured in both layouts.
+    rows = problems.cardinality(options.batch, dtype=getattr(torch, options.dtype), device=options.device)
     if options.quick:
         rows = {name: rows[name] for name in ("32x4d conv2", "32x4d conv3")}
-    return {name: p for name, p in rows.items() if options.only in name}
+    return {
+        f"{name} {pass_name}": partial(measure, name, problem, pass_name, options)
+        for pass_name in options.passes
+        for name, problem in rows.items()
+        if options.only in name
+    }
 
 
-class Layer:
-    """One problem's tensors and the functions that compete on it."""
-
-    def __init__(self, problem):
-        self.problem = problem
-        fill = cases.Fill(problem, integers=False)
-        self.weight = fill.weight() * (2 / fill.weight()[0].numel()) ** 0.5
-        self.bn = fill.scale(), fill.vector()
-        self.running = fill.vector() * 0.1, fill.scale()
-        self.x = {layout: fill.x().contiguous(memory_format=memory) for layout, memory in cases.FORMATS.items()}
-        self.grad = fill.grad()
-        names = ("stride", "padding", "dilation", "groups")
-        self.conv = {name: getattr(problem, name) for name in names}
-
-    def eager(self, x, weight, bn_weight, bn_bias, training):
-        z = F.conv2d(x, weight, None, **self.conv)
-        return F.batch_norm(z, *self.running, bn_weight, bn_bias, training, 0.0, EPS).relu_()
-
-    def ours(self, x, weight, bn_weight, bn_bias, training):
-        return rk.functional.grouped_conv2d_bn_act(
-            x, weight, running_mean=self.running[0], running_var=self.running[1], bn_weight=bn_weight,
-            bn_bias=bn_bias, training=training, momentum=0.0, eps=EPS, **self.conv,
-        )  # fmt: skip
-
-    def evaluate(self, function, layout):
-        x, weight = self.x[layout], self.weight.contiguous(memory_format=cases.FORMATS[layout])
-
-        @torch.inference_mode()
-        def run():
-            return function(x, weight, *self.bn, False)
-
-        return run
-
-    def folded(self, layout):
-        _, scale, shift = fold(*self.running, *self.bn, EPS)
-        weight = (self.weight * scale.view(-1, 1, 1, 1)).to(self.weight.dtype)
-        x, weight = self.x[layout], weight.contiguous(memory_format=cases.FORMATS[layout])
-        shift = shift.to(weight.dtype)
-
-        @torch.inference_mode()
-        def run():
-            return F.conv2d(x, weight, shift, **self.conv).relu_()
-
-        return run
-
-    def train(self, function, layout):
-        memory = cases.FORMATS[layout]
-        leaves = [self.x[layout], self.weight.contiguous(memory_format=memory), *self.bn]
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        grad = self.grad.contiguous(memory_format=memory)
-
-        def run():
-            return torch.autograd.grad(function(*leaves, True), leaves, grad)
-
-        return run
-
-    def competitors(self, pass_name, with_compile):
-        """(layout -> ours, name -> baseline), each a function without arguments."""
-        timed = self.evaluate if pass_name == "eval" else self.train
-        names = {"nchw": "nchw", "nhwc": "channels_last"}
-        ours = {layout: timed(self.ours, layout) for layout in names}
-        baselines = {f"eager {name}": timed(self.eager, layout) for layout, name in names.items()}
-        if pass_name == "eval":
-            baselines |= {f"folded {name}": self.folded(layout) for layout, name in names.items()}
-        if with_compile:
-            # All layers share this code, which dynamo compiles only a few times: beyond that it would run eagerly.
-            torch.compiler.reset()
-            compiled = torch.compile(self.eager, dynamic=False)
-            baselines |= {f"compile {name}": timed(compiled, layout) for layout, name in names.items()}
-        return ours, baselines
-
-
-def check(problem, pass_name, requested) -> verify.Verdict:
-    """The worst verdict over the pass's ops on a batch of at most 2; plain PyTorch is reported, kernels must pass."""
-    small = replace(problem, n=min(problem.n, 2))
-    worst = verify.Verdict(0.0, 0.0, "exact")
-    for op in PASSES[pass_name]:
-        verdict = verify.verify(op, small, requested)
-        name, _ = backends.explain(op, small, requested)
-        if not verdict.passed and name != "aten":
-            raise ArithmeticError(f"{op} on {small}: {verdict.ratio:.3g} times the allowed error at {verdict.where}")
-        worst.max_error = max(worst.max_error, verdict.max_error)
-        worst.ratio = max(worst.ratio, verdict.ratio)
-    return worst
-
-
-def ran(function) -> str:
-    """The backends that really ran in one call of `function`."""
-    with backends.record() as record:
-        function()
-    return "+".join(sorted({name for _, _, name in record}))
+def measure(name, problem, pass_name, options) -> list[dict]:
+    """The rows of one problem and pass, one for each layout."""
+    verdicts = {layout: check(replace(problem, layout=layout), pass_name, options.backend) for layout in LAYOUTS}
+    ways = ["eager"] + ["folded"] * (pass_name == "eval") + ["compile"] * options.compile
+    with rk.use_backend(*options.backend.split(",")):
+        ours, baselines = Layer(problem).competitors(pass_name, ways)
+        backend = {layout: ran(function) for layout, function in ours.items()}
+        times = timing.interleave(ours | baselines, problem.device, rounds=options.rounds, budget_s=options.seconds)
+    rows, best = [], min(times[baseline].median_ms for baseline in baselines)
+    flops, nbytes = work(problem, pass_name)
+    for layout in ours:
+        mine = times[layout]
+        rows.append({
+            "name": name, "problem": str(replace(problem, layout=layout)), "pass": pass_name,
+            "backend": backend[layout], "dtype": options.dtype, "layout": layout,
+            "median_ms": mine.median_ms, "p20_ms": mine.p20_ms, "p80_ms": mine.p80_ms,
+            "baselines": {baseline: times[baseline].median_ms for baseline in baselines},
+            "ratio": best / mine.median_ms, "tflops": flops / mine.median_ms / 1e9,
+            "gbps": nbytes / mine.median_ms / 1e6, "max_error": verdicts[layout].max_error,
+            "error_over_gate": verdicts[layout].ratio,
+        })  # fmt: skip
+    return rows
 
 
 def work(problem, pass_name) -> tuple[int, int]:
@@ -126,3 +93,29 @@ def work(problem, pass_name) -> tuple[int, int]:
     o = problem.n * problem.c_out * problem.output_size[0] * problem.output_size[1] * problem.dtype.itemsize
     i = problem.bytes - o
     return (problem.flops, i + o) if pass_name == "eval" else (3 * problem.flops, 3 * i + 9 * o)
+
+
+def report(rows, console) -> None:
+    for pass_name in dict.fromkeys(row["pass"] for row in rows):
+        mine = [row for row in rows if row["pass"] == pass_name]
+        titles = {"eval": "evaluation forward", "train": "training forward + backward"}
+        table = Table(title=f"{titles[pass_name]}: conv3x3 + BatchNorm + ReLU")
+        for title in ("layer", "layout", "backend"):
+            table.add_column(title)
+        for title in ("ms", "p20-p80", "GFLOP/s", "GB/s", "best PyTorch", "ms", "ratio", "error/gate"):
+            table.add_column(title, justify="right")
+        for row in mine:
+            best = min(row["baselines"], key=row["baselines"].get)
+            table.add_row(
+                row["name"], row["layout"], row["backend"], f"{row['median_ms']:.3f}",
+                f"{row['p20_ms']:.3f}-{row['p80_ms']:.3f}", f"{1e3 * row['tflops']:.0f}", f"{row['gbps']:.1f}", best,
+                f"{row['baselines'][best]:.3f}", f"{row['ratio']:.2f}x", f"{row['error_over_gate']:.2f}",
+            )  # fmt: skip
+        console.print(table)
+        for layout in LAYOUTS:
+            ratios = [row["ratio"] for row in mine if row["layout"] == layout and row["backend"] != "aten"]
+            if ratios:
+                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+                console.print(f"{layout}: geometric mean {mean:.2f}x over {len(ratios)} layers that ran a kernel")
+            else:
+                console.print(f"{layout}: no layer ran a kernel; aten is plain PyTorch, its ratio is no gain")
