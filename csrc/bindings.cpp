@@ -21,23 +21,9 @@ std::array<int64_t, kSize> ints(const py::tuple& values) {
 rk::ConvProblem problem(const py::tuple& sizes, const py::tuple& x_stride, const py::tuple& w_stride,
                         const py::tuple& y_stride, int dtype) {
   const auto s = ints<16>(sizes);
-  rk::ConvProblem p{s[0],
-                    s[1],
-                    s[2],
-                    s[3],
-                    s[4],
-                    s[5],
-                    s[6],
-                    s[7],
-                    s[8],
-                    s[9],
-                    {s[10], s[11]},
-                    {s[12], s[13]},
-                    {s[14], s[15]},
-                    {},
-                    {},
-                    {},
-                    static_cast<rk::DType>(dtype)};
+  rk::ConvProblem p{s[0], s[1],           s[2],           s[3],           s[4], s[5], s[6], s[7], s[8],
+                    s[9], {s[10], s[11]}, {s[12], s[13]}, {s[14], s[15]}, {},   {},   {},   {}};
+  p.dtype = static_cast<rk::DType>(dtype);
   const auto x = ints<4>(x_stride), w = ints<4>(w_stride), y = ints<4>(y_stride);
   for (int i = 0; i < 4; ++i) p.x_stride[i] = x[i], p.w_stride[i] = w[i], p.y_stride[i] = y[i];
   return p;
@@ -72,6 +58,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels of resnext_kernels; raw pointers, no torch.";
   m.def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
+  m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });
 }

@@ -57,6 +57,10 @@ def test_every_instruction_set_is_exact(isa):
     assert json.loads(result.stdout) == [isa, []]
 
 
+def test_peak_is_a_rate_that_a_core_can_have():
+    assert 1 < _native._C.fma_gflops() < 1000
+
+
 def test_unknown_instruction_set_is_a_reason():
     code = "import resnext_kernels as rk; print(rk.available_backends()['cpu'])"
     environment = {**os.environ, "RESNEXT_KERNELS_CPU_ISA": "avx1024"}

@@ -36,7 +36,7 @@ class Planes {
   int64_t tasks() const { return p_.groups * p_.n * strip_.strips; }
 
   // The planes, what a tile reads past the last of them, the sums of one block of outputs, a row of input.
-  int64_t scratch_floats() const { return planes_floats() + kPlaneOutputs * flat_ + strip_.pitch; }
+  int64_t scratch_floats() const { return planes_floats() + kPlaneOutputs * flat_ + 2 * strip_.pitch; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {

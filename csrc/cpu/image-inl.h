@@ -26,18 +26,21 @@ class Input {
     return temporary;
   }
 
-  // `count` neighbours in a row, `step` elements apart, in the same way.
+  // `count` elements of a row, `step` apart, in the same way; `temporary` has 2 * count floats. Where they
+  // lie close, those between are widened too: a vector at a time is faster than to pick.
   const float* row(int64_t offset, int64_t count, float* temporary, int64_t& step) const {
     if (dtype_ == DType::kFloat32) return reinterpret_cast<const float*>(at(offset));
-    const int64_t lanes = step == 1 ? kLanes : 1;
+    const bool close = step == 1 || step == 2;
+    const int64_t lanes = close ? kLanes : 1, apart = close ? 1 : step;
+    const int64_t total = close ? (count - 1) * step + 1 : count;
     with_dtype(dtype_, [&](auto type) {
       const auto* from = reinterpret_cast<const decltype(type)*>(at(offset));
-      for (int64_t i = 0; i < count; i += lanes) {
-        const int64_t left = std::min(count - i, lanes);
-        store_first(temporary + i, load_first(from + i * step, left), left);
+      for (int64_t i = 0; i < total; i += lanes) {
+        const int64_t left = std::min(total - i, lanes);
+        store_first(temporary + i, load_first(from + i * apart, left), left);
       }
     });
-    step = 1;
+    step = close ? step : 1;
     return temporary;
   }
 

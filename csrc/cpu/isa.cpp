@@ -1,6 +1,7 @@
 // Compiled once per ISA with RK_ISA naming the namespace.
 #include "cpu/grouped_conv2d-inl.h"
 #include "cpu/kernels.h"
+#include "cpu/peak-inl.h"
 
 #define RK_STRING_(x) #x
 #define RK_STRING(x) RK_STRING_(x)
@@ -8,6 +9,6 @@
 namespace rk::cpu::RK_ISA {
 
 extern const Kernels kKernels;
-const Kernels kKernels = {RK_STRING(RK_ISA), grouped_conv2d_fwd};
+const Kernels kKernels = {RK_STRING(RK_ISA), grouped_conv2d_fwd, fma_gflops};
 
 }  // namespace rk::cpu::RK_ISA

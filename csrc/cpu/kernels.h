@@ -10,6 +10,9 @@ struct Kernels {
   const char* isa;
   void (*grouped_conv2d_fwd)(const ConvProblem& p, const void* x, const float* w, void* y,
                              const Epilogue& epilogue, ParallelFor parallel_for);
+
+  // What one thread reaches in multiply-adds alone: the peak that a report holds kernels against.
+  double (*fma_gflops)();
 };
 
 // The ISA chosen at load: the widest that this CPU runs, or the one named by RESNEXT_KERNELS_CPU_ISA.
