@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 namespace {
 
@@ -17,7 +18,7 @@ std::array<int64_t, kSize> ints(const py::tuple& values) {
   return result;
 }
 
-// sizes: n, c_in, h, w, c_out, kh, kw, oh, ow, groups, stride 2, padding 2, dilation 2.
+// sizes: n, c_in, h, w, c_out, kh, kw, oh, ow, groups, stride 2, padding 2, dilation 2; weights as in torch.
 rk::ConvProblem problem(const py::tuple& sizes, const py::tuple& x_stride, const py::tuple& w_stride,
                         const py::tuple& y_stride, int dtype) {
   const auto s = ints<16>(sizes);
@@ -25,20 +26,24 @@ rk::ConvProblem problem(const py::tuple& sizes, const py::tuple& x_stride, const
                     s[9], {s[10], s[11]}, {s[12], s[13]}, {s[14], s[15]}, {},   {},   {},   {}};
   p.dtype = static_cast<rk::DType>(dtype);
   const auto x = ints<4>(x_stride), w = ints<4>(w_stride), y = ints<4>(y_stride);
-  for (int i = 0; i < 4; ++i) p.x_stride[i] = x[i], p.w_stride[i] = w[i], p.y_stride[i] = y[i];
+  for (int i = 0; i < 4; ++i) p.x_stride[i] = x[i], p.w_stride[i + 1] = w[i], p.y_stride[i] = y[i];
+  p.w_stride[0] = p.out_per_group() * w[0];
   return p;
 }
 
-void grouped_conv2d_fwd(const py::tuple& sizes, const py::tuple& x_stride, const py::tuple& w_stride,
-                        const py::tuple& y_stride, int dtype, uintptr_t x, uintptr_t w, uintptr_t y,
-                        uintptr_t scale, uintptr_t shift, int activation, uintptr_t parallel_for) {
-  const rk::ConvProblem p = problem(sizes, x_stride, w_stride, y_stride, dtype);
-  const rk::Epilogue epilogue{reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(shift),
+// An address as Python has it: Tensor.data_ptr(), or 0 for none.
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t y, uintptr_t scale,
+                        uintptr_t shift, int activation, uintptr_t parallel_for) {
+  const rk::Epilogue epilogue{pointer<const float>(scale), pointer<const float>(shift),
                               static_cast<rk::Activation>(activation)};
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
-  kernels.grouped_conv2d_fwd(p, reinterpret_cast<const void*>(x), reinterpret_cast<const float*>(w),
-                             reinterpret_cast<void*>(y), epilogue,
+  kernels.grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const float>(w), pointer<void>(y), epilogue,
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
@@ -57,7 +62,9 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels of resnext_kernels; raw pointers, no torch.";
-  m.def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
+  py::class_<rk::ConvProblem>(m, "ConvProblem")
+      .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
+      .def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
   m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });

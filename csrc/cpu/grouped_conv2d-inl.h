@@ -24,7 +24,7 @@ void pack_and_run(const Kernel& kernel, ParallelFor parallel_for) {
 
 // Tries kGroup and its halves.
 template <int kGroup>
-bool run_rotation(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue,
+bool run_rotation(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue,
                   ParallelFor parallel_for) {
   if (Rotation<kGroup>::supports(p)) {
     pack_and_run(Rotation<kGroup>(p, x, w, y, epilogue), parallel_for);
@@ -34,13 +34,18 @@ bool run_rotation(const ConvProblem& p, const void* x, const float* w, void* y, 
   return false;
 }
 
-void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const float* w, void* y,
-                        const Epilogue& epilogue, ParallelFor parallel_for) {
+void convolve(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue,
+              ParallelFor parallel_for) {
   if (p.n == 0) return;
   // From 16 channels a group the rotation kernel's ring outgrows L1 when the stride is 2.
   if (run_rotation<std::min(kLanes, 8)>(p, x, w, y, epilogue, parallel_for)) return;
   if (Broadcast::supports(p)) return pack_and_run(Broadcast(p, x, w, y, epilogue), parallel_for);
   run(Planes(p, x, w, y, epilogue), parallel_for);
+}
+
+void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const float* w, void* y,
+                        const Epilogue& epilogue, ParallelFor parallel_for) {
+  convolve(p, Input(x, p.dtype), w, y, epilogue, parallel_for);
 }
 
 }  // namespace

@@ -12,9 +12,9 @@ class Broadcast {
     return p.y_stride[1] == 1 && p.x_stride[1] == 1 && p.c_out > 1 && p.stride[1] <= 2;
   }
 
-  Broadcast(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue)
+  Broadcast(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue)
       : p_(p),
-        x_(x, p.dtype),
+        x_(x),
         w_(w),
         y_(y, p.dtype),
         epilogue_(epilogue),
@@ -36,9 +36,10 @@ class Broadcast {
       const int64_t first = first_output(block) + v * kLanes;
       const int64_t count = std::clamp(end_output(block) - first, int64_t{0}, int64_t{kLanes});
       float* to = weights_.data() + block * block_size_ + v * kLanes;
-      const float* w = w_ + first * p_.w_stride[0];
-      if (count == kLanes && p_.w_stride[3] == 1 && p_.w_stride[2] == p_.kw &&
-          p_.w_stride[1] == p_.kh * p_.kw)
+      const int64_t g = block / blocks_per_group_;
+      const float* w = w_ + p_.weight(g, first - g * p_.out_per_group(), 0, 0, 0);
+      if (count == kLanes && p_.w_stride[4] == 1 && p_.w_stride[3] == p_.kw &&
+          p_.w_stride[2] == p_.kh * p_.kw)
         pack_rows(w, to);
       else
         pack_elements(w, count, to);
@@ -73,7 +74,7 @@ class Broadcast {
     for (int64_t k = 0; k < length; k += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, length - k);
       Vec rows[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_first(w + lane * p_.w_stride[0] + k, count);
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_first(w + lane * p_.w_stride[1] + k, count);
       transpose(rows);
       for (int64_t i = 0; i < count; ++i) {
         store(to + (tap * p_.in_per_group() + channel) * next, rows[i]);
@@ -86,9 +87,7 @@ class Broadcast {
     for (int64_t i = 0; i < p_.kh; ++i)
       for (int64_t j = 0; j < p_.kw; ++j)
         for (int64_t c = 0; c < p_.in_per_group(); ++c, to += vectors_ * kLanes)
-          for (int64_t lane = 0; lane < count; ++lane)
-            to[lane] =
-                w[lane * p_.w_stride[0] + c * p_.w_stride[1] + i * p_.w_stride[2] + j * p_.w_stride[3]];
+          for (int64_t lane = 0; lane < count; ++lane) to[lane] = w[p_.weight(0, lane, c, i, j)];
   }
 
   template <int kVectors>
@@ -112,7 +111,8 @@ class Broadcast {
       for (int64_t plane = 0; plane < planes_; ++plane) {
         const int64_t lanes = std::min<int64_t>(p_.in_per_group() - plane * kLanes, kLanes);
         int64_t step = p_.x_stride[3];
-        const float* from = x_.pixels(x + plane * kLanes, cells, lanes, ring + planes_ * ring_.plane, step);
+        const float* from = x_.pixels(x + plane * kLanes, first_input + plane * kLanes, cells, lanes,
+                                      ring + planes_ * ring_.plane, step);
         float* cell = to + plane * ring_.plane;
         for (int64_t q = 0; q < cells; ++q, from += step, cell += kLanes)
           store(cell, lanes == kLanes ? load(from) : load_first(from, lanes));

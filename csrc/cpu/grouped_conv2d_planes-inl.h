@@ -15,9 +15,9 @@ constexpr int kPlaneVectors = kRegisters == 32 ? 6 : kLanes == 8 ? 3 : 2;
 
 class Planes {
  public:
-  Planes(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue)
+  Planes(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue)
       : p_(p),
-        x_(x, p.dtype),
+        x_(x),
         y_(y, p.dtype),
         epilogue_(epilogue),
         strip_(p, kFloats / p.in_per_group()),
@@ -27,7 +27,7 @@ class Planes {
         offsets_(new int64_t[taps_]),
         copy_(contiguous(p) ? nullptr : new float[p.c_out * p.in_per_group() * taps_]),
         weights_(copy_ ? copy_.get() : w),
-        weights_per_output_(copy_ ? p.in_per_group() * taps_ : p.w_stride[0]) {
+        weights_per_output_(copy_ ? p.in_per_group() * taps_ : p.w_stride[1]) {
     for (int64_t i = 0; i < p.kh; ++i)
       for (int64_t j = 0; j < p.kw; ++j) offsets_[i * p.kw + j] = strip_.tap(p, i, j);
     if (copy_) copy_weights(w);
@@ -50,10 +50,11 @@ class Planes {
  private:
   static constexpr int64_t kFloats = 8 * 1024;  // about one L1 of planes
 
-  // Whether a filter's taps are one run of floats.
+  // Whether a filter's taps are one run of floats, and filters evenly spaced.
   static bool contiguous(const ConvProblem& p) {
-    return (p.w_stride[3] == 1 || p.kw == 1) && (p.w_stride[2] == p.kw || p.kh == 1) &&
-           (p.w_stride[1] == p.kh * p.kw || p.in_per_group() == 1);
+    return (p.w_stride[4] == 1 || p.kw == 1) && (p.w_stride[3] == p.kw || p.kh == 1) &&
+           (p.w_stride[2] == p.kh * p.kw || p.in_per_group() == 1) &&
+           (p.w_stride[0] == p.out_per_group() * p.w_stride[1] || p.groups == 1);
   }
 
   void copy_weights(const float* w) {
@@ -62,7 +63,7 @@ class Planes {
       for (int64_t c = 0; c < p_.in_per_group(); ++c)
         for (int64_t i = 0; i < p_.kh; ++i)
           for (int64_t j = 0; j < p_.kw; ++j)
-            *to++ = w[o * p_.w_stride[0] + c * p_.w_stride[1] + i * p_.w_stride[2] + j * p_.w_stride[3]];
+            *to++ = w[p_.weight(o / p_.out_per_group(), o % p_.out_per_group(), c, i, j)];
   }
 
   int64_t planes_floats() const {
@@ -71,14 +72,15 @@ class Planes {
 
   void fill(int64_t n, int64_t g, int64_t strip, float* planes, float* temporary) const {
     for (int64_t c = 0; c < p_.in_per_group(); ++c) {
-      const int64_t image = n * p_.x_stride[0] + (g * p_.in_per_group() + c) * p_.x_stride[1];
+      const int64_t channel = g * p_.in_per_group() + c;
+      const int64_t image = n * p_.x_stride[0] + channel * p_.x_stride[1];
       float* plane = planes + c * plane_;
       strip_.fill(
           p_, strip,
           [&](int64_t cell, int64_t row, int64_t column, int64_t count) {
             int64_t step = p_.stride[1] * p_.x_stride[3];
             const int64_t first = image + row * p_.x_stride[2] + column * p_.x_stride[3];
-            const float* from = x_.row(first, count, temporary, step);
+            const float* from = x_.row(first, channel, count, temporary, step);
             copy_row(from, step, count, plane + cell);
           },
           [&](int64_t cell, int64_t count) { std::memset(plane + cell, 0, count * sizeof(float)); });

@@ -19,9 +19,9 @@ class Rotation {
            p.x_stride[1] == 1 && p.y_stride[1] == 1 && p.stride[1] <= 2;
   }
 
-  Rotation(const ConvProblem& p, const void* x, const float* w, void* y, const Epilogue& epilogue)
+  Rotation(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue)
       : p_(p),
-        x_(x, p.dtype),
+        x_(x),
         w_(w),
         y_(y, p.dtype),
         epilogue_(epilogue),
@@ -39,16 +39,15 @@ class Rotation {
   // [kh][kw / taps][permutation][taps][lane]. Lane l of permutation s meets channel l ^ (s & ~1) of its group
   // or, of the pair there, the one that s & 1 names.
   void pack(int64_t block) const {
-    const float* w = w_ + first_channel(block) * p_.w_stride[0];
     float* to = weights_.data() + block * block_size_;
     for (int64_t i = 0; i < p_.kh; ++i)
       for (int64_t j = 0; j < p_.kw; j += taps_)
         for (int s = 0; s < kGroup; ++s)
           for (int64_t t = j; t < j + taps_; ++t)
             for (int lane = 0; lane < kLanes; ++lane) {
-              const int channel = kGroup == 1 ? 0 : (((lane ^ s) % kGroup) & ~1) | (s & 1);
-              *to++ = w[lane * p_.w_stride[0] + channel * p_.w_stride[1] + i * p_.w_stride[2] +
-                        t * p_.w_stride[3]];
+              const int64_t out = first_channel(block) + lane;
+              const int in = kGroup == 1 ? 0 : (((lane ^ s) % kGroup) & ~1) | (s & 1);
+              *to++ = w_[p_.weight(out / kGroup, out % kGroup, in, i, t)];
             }
   }
 
@@ -84,7 +83,7 @@ class Rotation {
     const int64_t tile = n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
     const auto fill = [&](int64_t x, int64_t count, float* cells) RK_INLINE_LAMBDA {
       int64_t step = p_.x_stride[3];
-      const float* from = x_.pixels(x, count, kLanes, ring + kCopies * ring_.plane, step);
+      const float* from = x_.pixels(x, channel, count, kLanes, ring + kCopies * ring_.plane, step);
       for (int64_t q = 0; q < count; ++q) {
         const Vec v = load(from + q * step);
         unroll<kCopies>([&](auto m) RK_INLINE_LAMBDA {

@@ -2,42 +2,47 @@
 #pragma once
 #include <algorithm>
 
+#include "cpu/activation-inl.h"
 #include "cpu/simd.h"
 #include "problem.h"
 
 namespace rk::cpu::RK_ISA {
 namespace {
 
+// An image or, with a BnBackward, the dz that it makes of an image dy.
 class Input {
  public:
-  Input(const void* data, DType dtype) : data_(static_cast<const char*>(data)), dtype_(dtype) {}
+  Input(const void* data, DType dtype, const BnBackward* bn = nullptr)
+      : data_(static_cast<const char*>(data)), dtype_(dtype), bn_(bn) {}
 
   int64_t element_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
   const char* at(int64_t offset) const { return data_ + offset * element_size(); }
 
-  // `count` pixels, `step` elements apart, of the `lanes` channels from element `offset` on, neighbours in
-  // memory. Returns the first as floats and sets `step` to the distance between two. Floats are read where
-  // they are, others by way of `temporary`, kLanes floats a pixel.
-  RK_INLINE const float* pixels(int64_t offset, int64_t count, int64_t lanes, float* temporary,
-                                int64_t& step) const {
-    if (dtype_ == DType::kFloat32) return reinterpret_cast<const float*>(at(offset));
-    widen_pixels(offset, count, lanes, temporary, step);
+  // Whether there are floats to be read where they are.
+  bool in_place() const { return dtype_ == DType::kFloat32 && !bn_; }
+
+  // `count` pixels, `step` elements apart, of the `lanes` channels from `channel` on, neighbours in memory
+  // from element `offset` on. Returns the first as floats and sets `step` to the distance between two. Floats
+  // are read where they are, others by way of `temporary`, kLanes floats a pixel.
+  RK_INLINE const float* pixels(int64_t offset, int64_t channel, int64_t count, int64_t lanes,
+                                float* temporary, int64_t& step) const {
+    if (in_place()) return reinterpret_cast<const float*>(at(offset));
+    copy_pixels(offset, channel, count, lanes, temporary, step);
     step = kLanes;
     return temporary;
   }
 
-  // `count` elements of a row, `step` apart, in the same way; `temporary` has 2 * count floats. Where they
-  // lie close, those between are widened too: a vector at a time is faster than to pick.
-  const float* row(int64_t offset, int64_t count, float* temporary, int64_t& step) const {
-    if (dtype_ == DType::kFloat32) return reinterpret_cast<const float*>(at(offset));
+  // `count` elements of a row of `channel`, `step` apart, in the same way; `temporary` has 2 * count floats.
+  // Where they lie close, those between are copied too: a vector at a time is faster than to pick.
+  const float* row(int64_t offset, int64_t channel, int64_t count, float* temporary, int64_t& step) const {
+    if (in_place()) return reinterpret_cast<const float*>(at(offset));
     const bool close = step == 1 || step == 2;
     const int64_t lanes = close ? kLanes : 1, apart = close ? 1 : step;
     const int64_t total = close ? (count - 1) * step + 1 : count;
-    with_dtype(dtype_, [&](auto type) {
-      const auto* from = reinterpret_cast<const decltype(type)*>(at(offset));
+    with_loader(offset, channel, 0, [&](auto load_at) {
       for (int64_t i = 0; i < total; i += lanes) {
         const int64_t left = std::min(total - i, lanes);
-        store_first(temporary + i, load_first(from + i * apart, left), left);
+        store_first(temporary + i, load_at(i * apart, left), left);
       }
     });
     step = close ? step : 1;
@@ -45,19 +50,40 @@ class Input {
   }
 
  private:
-  __attribute__((noinline)) void widen_pixels(int64_t offset, int64_t count, int64_t lanes, float* temporary,
-                                              int64_t step) const {
-    with_dtype(dtype_, [&](auto type) {
-      const auto* from = reinterpret_cast<const decltype(type)*>(at(offset));
+  __attribute__((noinline)) void copy_pixels(int64_t offset, int64_t channel, int64_t count, int64_t lanes,
+                                             float* temporary, int64_t step) const {
+    with_loader(offset, channel, lanes, [&](auto load_at) {
       if (lanes == kLanes)
-        for (int64_t q = 0; q < count; ++q) store(temporary + q * kLanes, load(from + q * step));
+        for (int64_t q = 0; q < count; ++q) store(temporary + q * kLanes, load_at(q * step, kLanes));
       else
-        for (int64_t q = 0; q < count; ++q) store(temporary + q * kLanes, load_first(from + q * step, lanes));
+        for (int64_t q = 0; q < count; ++q) store(temporary + q * kLanes, load_at(q * step, lanes));
     });
+  }
+
+  // Calls body(load_at), load_at(i, count) being the first `count` elements from offset + i on. Lanes are
+  // `channels` neighbouring channels or, with 0, all of `channel`.
+  template <class Body>
+  RK_INLINE void with_loader(int64_t offset, int64_t channel, int64_t channels, Body body) const {
+    with_dtype(dtype_, [&](auto type) {
+      using T = decltype(type);
+      const T* from = reinterpret_cast<const T*>(at(offset));
+      if (!bn_)
+        return body([&](int64_t i, int64_t count) RK_INLINE_LAMBDA { return load_up_to(from + i, count); });
+      const BnBackwardVectors dz(*bn_, channel, channels);
+      const T* z = static_cast<const T*>(bn_->z) + offset;
+      body([&](int64_t i, int64_t count)
+               RK_INLINE_LAMBDA { return dz(load_up_to(from + i, count), load_up_to(z + i, count)); });
+    });
+  }
+
+  template <class T>
+  static RK_INLINE Vec load_up_to(const T* p, int64_t count) {
+    return count == kLanes ? load(p) : load_first(p, count);
   }
 
   const char* data_;
   DType dtype_;
+  const BnBackward* bn_;
 };
 
 class Output {

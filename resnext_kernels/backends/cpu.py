@@ -3,6 +3,7 @@
 import torch
 
 from .. import _native, tables
+from .._memo import memoised
 from ..checks import ACTIVATIONS
 from ..problem import ConvProblem, memory_format
 
@@ -43,17 +44,22 @@ def not_automatic_reasons(op, problem) -> list[str]:
     return []
 
 
+def _native_problem(problem, x, weight, y):
+    """The native ConvProblem: `problem` with the strides of its tensors."""
+    return memoised(_of_strides, problem, x.stride(), weight.stride(), y.stride())
+
+
+def _of_strides(problem, x, weight, y):
+    return _native._C.ConvProblem(problem.sizes, x, weight, y, _DTYPES.index(problem.dtype))
+
+
 def _forward(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
-    y = torch.empty(
-        (problem.n, problem.c_out, *problem.output_size), dtype=x.dtype, memory_format=memory_format(x)
-    )  # fmt: skip
     weight = weight.float()
-    _native._C.grouped_conv2d_fwd(
-        problem.sizes, x.stride(), weight.stride(), y.stride(), _DTYPES.index(x.dtype), x.data_ptr(), weight.data_ptr(),
-        y.data_ptr(),
-        0 if scale is None else scale.data_ptr(), 0 if shift is None else shift.data_ptr(),
-        ACTIVATIONS.index(activation), _native.parallel_for,
+    y = torch.empty(problem.output_shape, dtype=x.dtype, memory_format=memory_format(x))
+    _native_problem(problem, x, weight, y).grouped_conv2d_fwd(
+        x.data_ptr(), weight.data_ptr(), y.data_ptr(), 0 if scale is None else scale.data_ptr(),
+        0 if shift is None else shift.data_ptr(), ACTIVATIONS.index(activation), _native.parallel_for,
     )  # fmt: skip
     return y
 
