@@ -1,7 +1,9 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <memory>
 
+#include "batch_norm.h"
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -47,6 +49,22 @@ void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uint
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
+// Convolution, BatchNorm in evaluation and activation.
+void grouped_conv2d_bn_act(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t y,
+                           uintptr_t bn_weight, uintptr_t bn_bias, uintptr_t mean, uintptr_t var, float eps,
+                           int activation, uintptr_t parallel_for) {
+  const std::unique_ptr<float[]> scale(new float[2 * p.c_out]);
+  float* const shift = scale.get() + p.c_out;
+  const rk::BatchNorm bn{pointer<const float>(bn_weight), pointer<const float>(bn_bias),
+                         pointer<const float>(mean), pointer<const float>(var), eps};
+  bn.fold(p.c_out, scale.get(), shift);
+  const rk::Epilogue epilogue{scale.get(), shift, static_cast<rk::Activation>(activation)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const float>(w), pointer<void>(y), epilogue,
+                             reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
 // What this build holds: its native modules, the instruction sets compiled in, the compiler.
 py::dict build_info() {
   py::list isas;
@@ -64,7 +82,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels of resnext_kernels; raw pointers, no torch.";
   py::class_<rk::ConvProblem>(m, "ConvProblem")
       .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
-      .def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
+      .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
+      .def("grouped_conv2d_bn_act", &grouped_conv2d_bn_act);
   m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });

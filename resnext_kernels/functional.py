@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from . import backends
+from . import backends, direct
 from ._memo import memoised
 from .backends.aten import ACTIVATE
 from .batch_norm import fold_running
@@ -54,13 +54,19 @@ def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, gr
     float16 for all. The output (N, C_out, OH, OW) has the input's memory format.
     Raises ValueError or TypeError on bad arguments, BackendError if a backend asked for by name cannot run it.
     """
+    key = direct.key((input, weight, bias), "conv", stride, padding, dilation, groups)
+    if recipe := direct.find(key):
+        return recipe(input, weight, bias)
     x, weight, bias = _autocast(input, weight, bias)
     conv = conv_arguments(weight, stride, padding, dilation, groups)
     problem = ConvProblem.from_tensors(x, weight, *conv)
     check_vectors(x, problem.c_out, x.dtype, bias=bias)
     passes = ("grouped_conv2d", *(_CONV_BACKWARD if _needs_grad(x, weight, bias) else ()))
     if _is_plain(problem, passes):
+        direct.remember(key, lambda x, weight, bias: F.conv2d(x, weight, bias, *conv))
         return F.conv2d(x, weight, bias, *conv)
+    if key:
+        direct.remember(key, direct.recipe("grouped_conv2d", problem, "direct_conv", x, weight, bias))
     return _grouped_conv2d(x, weight, bias, *conv, backends.requested())
 
 
@@ -77,11 +83,14 @@ def grouped_conv2d_bn_act(
     variance over N, OH and OW, and running_mean and running_var, if given, are updated in place; else by these two.
     The output (N, C_out, OH, OW) has the input's memory format. Raises as grouped_conv2d does.
     """
+    bn, settings = (bn_weight, bn_bias, running_mean, running_var), (stride, padding, dilation, groups, activation)
+    key = None if training else direct.key((input, weight, *bn), "conv_bn_act", *settings, momentum, eps)
+    if recipe := direct.find(key):
+        return recipe(input, weight, *bn)
     check_activation(activation)
     x, weight = _autocast(input, weight)
     conv = conv_arguments(weight, stride, padding, dilation, groups)
     problem = ConvProblem.from_tensors(x, weight, *conv)
-    bn = (bn_weight, bn_bias, running_mean, running_var)
     _check_bn(x, problem.output_shape, bn, training, momentum, eps)
     needs_grad = _needs_grad(x, weight, *bn[:2])
     if training:
@@ -89,10 +98,18 @@ def grouped_conv2d_bn_act(
     else:
         forward = ("grouped_conv2d", "affine_act") if needs_grad else ("grouped_conv2d_affine_act",)
     if _is_plain(problem, forward + (_FUSED_BACKWARD if needs_grad else ())) and _has_plain_dtypes(x, bn):
-        z = F.conv2d(x, weight, None, *conv)
-        return ACTIVATE[activation](_plain_batch_norm(z, bn, training, momentum, eps))
+
+        def plain(x, weight, *bn):
+            z = F.conv2d(x, weight, None, *conv)
+            return ACTIVATE[activation](_plain_batch_norm(z, bn, training, momentum, eps))
+
+        direct.remember(key, plain)
+        return plain(x, weight, *bn)
     requested = backends.requested()
     if not training and not needs_grad:
+        if key:
+            made = direct.recipe(*forward, problem, "direct_conv_bn_act", x, weight, *bn, eps, activation)
+            direct.remember(key, made)
         scale, shift = fold_running(*bn, eps, x)
         return _grouped_conv2d_affine_act(x, weight, scale, shift, *conv, activation, requested)
     stats = (None, None) if training else bn[2:]
@@ -103,10 +120,18 @@ def grouped_conv2d_bn_act(
 
 def frozen_conv2d_bn_act(input, weight, scale, shift, *, stride, padding, dilation, groups, activation):
     """grouped_conv2d_bn_act in evaluation, its BatchNorm folded before; None where plain PyTorch is to run instead."""
+    tensors, settings = (input, weight, scale, shift), (stride, padding, dilation, groups, activation)
+    key = direct.key(tensors, "conv_affine_act", *settings)
+    if recipe := direct.find(key):
+        return recipe(*tensors)
     x, weight = _autocast(input, weight)
     conv = conv_arguments(weight, stride, padding, dilation, groups)
-    if _is_plain(ConvProblem.from_tensors(x, weight, *conv), ("grouped_conv2d_affine_act",)):
+    problem = ConvProblem.from_tensors(x, weight, *conv)
+    if _is_plain(problem, ("grouped_conv2d_affine_act",)):
         return None
+    if key:
+        op, maker = "grouped_conv2d_affine_act", "direct_conv_affine_act"
+        direct.remember(key, direct.recipe(op, problem, maker, x, weight, scale, shift, activation))
     return _grouped_conv2d_affine_act(x, weight, scale, shift, *conv, activation, backends.requested())
 
 

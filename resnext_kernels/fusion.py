@@ -6,12 +6,12 @@ attention module, torch.cat, an attribute, gets the tensor that the original mod
 changed: parameters, buffers, hooks and names stay where they are.
 """
 
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as nn_module
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import backends, functional
 from .batch_norm import fold_running
@@ -23,14 +23,25 @@ _CONVS = {"torch.nn.modules.conv.Conv2d", "resnext_kernels.modules.GroupedConv2d
 _NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.batchnorm.SyncBatchNorm",
           "timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct"}  # fmt: skip
 _FROZEN_NORMS = {"torchvision.ops.misc.FrozenBatchNorm2d", "timm.layers.norm_act.FrozenBatchNormAct2d"}
+_ALL_NORMS = _NORMS | _FROZEN_NORMS
 _SYNC = ("SyncBatchNorm", "SyncBatchNormAct")
 # Containers whose forward is viewed like the block's own: what they return may stay deferred.
 TRANSPARENT = {"timm.models.dpn.BnAct", "timm.models.dpn.BnActConv2d"}
 
 
-def class_name(module) -> str:
-    kind = type_before_parametrizations(module)
+def class_of(module) -> type:
+    """The class; of a parametrised module the one it had before. As PyTorch tells it, without its attribute look-up."""
+    kind = type(module)
+    return kind.__bases__[0] if "parametrizations" in module._modules else kind
+
+
+@cache
+def _name(kind) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_name(module) -> str:
+    return _name(class_of(module))
 
 
 def has_hooks(module) -> bool:
@@ -53,7 +64,7 @@ def runs_original(*inputs) -> bool:
     return (
         backends.always_plain(backends.requested())
         or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
+        or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
         or has_global_hooks()
         or any(isinstance(x, fx.Proxy) for x in inputs)
     )
@@ -74,21 +85,21 @@ def why_conv_not_fused(conv) -> str | None:
 
 
 def is_norm(module) -> bool:
-    return class_name(module) in _NORMS | _FROZEN_NORMS
+    return class_name(module) in _ALL_NORMS
 
 
 def why_norm_not_fused(norm) -> str | None:
     name = class_name(norm)
-    if not is_norm(norm):
+    if name not in _ALL_NORMS:
         return f"is a {type(norm).__name__}, not BatchNorm2d"
     if name.endswith(_SYNC) and norm.training:
         return f"is a {type(norm).__name__} in training, which talks to other processes"
     if has_hooks(norm):
         return "has hooks"
-    drop = getattr(norm, "drop", None)
+    drop = norm._modules.get("drop")
     if drop is not None and type(drop) is not nn.Identity:
         return f"drops with {type(drop).__name__}"
-    if any(has_hooks(part) for part in (drop, getattr(norm, "act", None)) if part is not None):
+    if any(has_hooks(part) for part in norm._modules.values() if part is not None):
         return "has hooks on its parts"
     return None
 
@@ -260,9 +271,9 @@ class Child:
         module = self.module
         if not isinstance(module, nn.Module) or has_hooks(module):
             return module(resolve(x), *map(resolve, args), **kwargs)
-        if class_name(module) in TRANSPARENT:
+        if _name(class_of(module)) in TRANSPARENT:
             return type(module).forward(View(module), x, *args, **kwargs)
-        kind = type_before_parametrizations(module)
+        kind = class_of(module)
         if isinstance(x, Deferred):
             if kind is nn.Identity:
                 return x
@@ -288,7 +299,7 @@ class Child:
 def _normed(x, norm):
     """norm(x): deferred, unless the norm brings an activation of its own."""
     deferred = Deferred(x.x, x.conv, norm) if isinstance(x, Deferred) else Deferred(x, None, norm)
-    act = getattr(norm, "act", None)
+    act = norm._modules.get("act")
     if act is None or type(act) is nn.Identity:
         return deferred
     if type(act) in _ACTIVATIONS:

@@ -18,6 +18,8 @@ AUTO = "auto"
 _requested = AUTO
 _record = None
 _told = set()
+# What direct.py remembers; it rests on the choices made here.
+recipes: dict = {}
 
 
 class BackendError(RuntimeError):
@@ -62,6 +64,10 @@ def record():
         yield _record
     finally:
         _record = before
+
+
+def is_recording() -> bool:
+    return _record is not None
 
 
 def run(op: str, problem, requested: str, *args):
@@ -143,3 +149,4 @@ def forget() -> None:
     """Drops the choices made so far: the tables they rest on have changed."""
     _select.cache_clear()
     _all_aten.cache_clear()
+    recipes.clear()

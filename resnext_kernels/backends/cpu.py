@@ -71,3 +71,67 @@ def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
 
 def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     return _forward(x, weight, scale.contiguous(), shift.contiguous(), stride, padding, dilation, groups, activation)
+
+
+def _address(tensor) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _are_native(*vectors) -> bool:
+    return all(v is None or (v.dtype is torch.float32 and v.is_contiguous()) for v in vectors)
+
+
+def _direct(problem, x, weight):
+    """(the native problem, a function that makes y)."""
+    y = torch.empty(problem.output_shape, dtype=x.dtype, memory_format=memory_format(x))
+    shape, strides = y.shape, y.stride()
+    return _native_problem(problem, x, weight.float(), y), lambda x: x.new_empty_strided(shape, strides)
+
+
+def direct_conv(problem, x, weight, bias):
+    """The recipe of grouped_conv2d, a function of (x, weight, bias); see direct.py."""
+    if not _are_native(bias):
+        return None
+    native, output = _direct(problem, x, weight)
+
+    def run(x, weight, bias):
+        y, weight = output(x), weight.float()
+        addresses = x.data_ptr(), weight.data_ptr(), y.data_ptr(), 0, _address(bias)
+        native.grouped_conv2d_fwd(*addresses, 0, _native.parallel_for)
+        return y
+
+    return run
+
+
+def direct_conv_affine_act(problem, x, weight, scale, shift, activation):
+    """The recipe of grouped_conv2d_affine_act, a function of (x, weight, scale, shift)."""
+    if not _are_native(scale, shift):
+        return None
+    native, output = _direct(problem, x, weight)
+    activation = ACTIVATIONS.index(activation)
+
+    def run(x, weight, scale, shift):
+        y, weight = output(x), weight.float()
+        addresses = x.data_ptr(), weight.data_ptr(), y.data_ptr(), scale.data_ptr(), shift.data_ptr()
+        native.grouped_conv2d_fwd(*addresses, activation, _native.parallel_for)
+        return y
+
+    return run
+
+
+def direct_conv_bn_act(problem, x, weight, bn_weight, bn_bias, mean, var, eps, activation):
+    """The recipe of grouped_conv2d_bn_act in evaluation, a function of its tensors."""
+    if not _are_native(bn_weight, bn_bias, mean, var):
+        return None
+    native, output = _direct(problem, x, weight)
+    activation = ACTIVATIONS.index(activation)
+
+    def run(x, weight, bn_weight, bn_bias, mean, var):
+        y, weight = output(x), weight.float()
+        bn = _address(bn_weight), _address(bn_bias), mean.data_ptr(), var.data_ptr(), eps
+        native.grouped_conv2d_bn_act(
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), *bn, activation, _native.parallel_for
+        )  # fmt: skip
+        return y
+
+    return run
