@@ -64,7 +64,7 @@ def runs_original(*inputs) -> bool:
     return (
         backends.always_plain(backends.requested())
         or torch.jit.is_tracing()
-        or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
+        or torch.onnx.is_in_onnx_export()
         or has_global_hooks()
         or any(isinstance(x, fx.Proxy) for x in inputs)
     )
