@@ -31,6 +31,10 @@ rk::ConvProblem problem(const py::tuple& sizes, const py::tuple& x_stride, const
   return p;
 }
 
+rk::ImageProblem image_problem(int64_t n, int64_t c, int64_t pixels, bool channels_last, int dtype) {
+  return {n, c, pixels, channels_last, static_cast<rk::DType>(dtype)};
+}
+
 // An address as Python has it: Tensor.data_ptr(), or 0 for none.
 template <class T>
 T* pointer(uintptr_t address) {
@@ -45,6 +49,51 @@ void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uint
   py::gil_scoped_release release;
   kernels.grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const float>(w), pointer<void>(y), epilogue,
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void bn_stats(const rk::ImageProblem& p, uintptr_t z, uintptr_t mean, uintptr_t m2, uintptr_t parallel_for) {
+  const rk::BatchStats stats{pointer<float>(mean), pointer<float>(m2)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.bn_stats(p, pointer<const void>(z), stats, reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void affine_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t scale, uintptr_t shift, uintptr_t residual,
+                uintptr_t y, int activation, uintptr_t parallel_for) {
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.affine_act(p, pointer<const void>(z), pointer<const float>(scale), pointer<const float>(shift),
+                     pointer<const void>(residual), pointer<void>(y), static_cast<rk::Activation>(activation),
+                     reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void bn_act_reduce(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale, uintptr_t shift,
+                   uintptr_t mean, uintptr_t rstd, uintptr_t y, int activation, uintptr_t sum_g,
+                   uintptr_t sum_g_xhat, uintptr_t parallel_for) {
+  const rk::BnReduce reduce{pointer<const void>(dy),     pointer<const void>(z),
+                            pointer<const void>(y),      pointer<const float>(scale),
+                            pointer<const float>(shift), pointer<const float>(mean),
+                            pointer<const float>(rstd),  static_cast<rk::Activation>(activation)};
+  const rk::BnGradients gradients{pointer<float>(sum_g), pointer<float>(sum_g_xhat)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.bn_act_reduce(p, reduce, gradients, reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void affine_act_backward(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale,
+                         uintptr_t shift, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t y, int activation,
+                         uintptr_t dz, uintptr_t dresidual, uintptr_t parallel_for) {
+  const rk::BnBackward bn{pointer<const void>(z),
+                          pointer<const float>(scale),
+                          pointer<const float>(shift),
+                          pointer<const float>(a),
+                          pointer<const float>(b),
+                          pointer<const float>(c),
+                          static_cast<rk::Activation>(activation)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.affine_act_backward(p, pointer<const void>(dy), bn, pointer<const void>(y), pointer<void>(dz),
+                              pointer<void>(dresidual), reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
 // What this build holds: its native modules, the instruction sets compiled in, the compiler.
@@ -65,6 +114,12 @@ PYBIND11_MODULE(_C, m) {
   py::class_<rk::ConvProblem>(m, "ConvProblem")
       .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
+  py::class_<rk::ImageProblem>(m, "ImageProblem")
+      .def(py::init(&image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
+      .def("bn_stats", &bn_stats)
+      .def("affine_act", &affine_act)
+      .def("bn_act_reduce", &bn_act_reduce)
+      .def("affine_act_backward", &affine_act_backward);
   m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });

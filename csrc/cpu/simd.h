@@ -178,6 +178,12 @@ RK_INLINE Vec load_first(const Half* p, int64_t count) {
   return widen(v, Half{});
 }
 
+// The first count lanes, of which all is the common case.
+template <class T>
+RK_INLINE Vec load_up_to(const T* p, int64_t count) {
+  return count == kLanes ? load(p) : load_first(p, count);
+}
+
 template <class Half>
 RK_INLINE void store(Half* p, Vec v) {
   const HalfVec half = narrow(v, Half{});
@@ -194,6 +200,11 @@ RK_INLINE void store_lanes(Half* p, Vec v, int64_t begin, int64_t end) {
 template <class T>
 RK_INLINE void store_first(T* p, Vec v, int64_t count) {
   store_lanes(p, v, 0, count);
+}
+
+template <class T>
+RK_INLINE void store_up_to(T* p, Vec v, int64_t count) {
+  count == kLanes ? store(p, v) : store_first(p, v, count);
 }
 
 // Calls body(T{}) with the storage type that dtype names.
@@ -237,6 +248,21 @@ template <int kMask>
 RK_INLINE Vec xor_lanes(Vec v) {
   return xor_lanes<kMask>(v, Lanes{});
 }
+
+// The sum of all lanes, in every lane.
+template <int kBit = 1>
+RK_INLINE Vec sum_lanes(Vec v) {
+  if constexpr (kBit < kLanes) return sum_lanes<2 * kBit>(v + xor_lanes<kBit>(v));
+  return v;
+}
+
+template <int... kLane>
+RK_INLINE Vec first_lanes_of(Vec v, int64_t count, std::integer_sequence<int, kLane...>) {
+  return IntVec{kLane...} < static_cast<int32_t>(count) ? v : Vec{};
+}
+
+// v with zeros after its first count lanes.
+RK_INLINE Vec first_lanes_of(Vec v, int64_t count) { return first_lanes_of(v, count, Lanes{}); }
 
 // A load with each pair of lanes filled from its even (kOdd = 0) or odd lane. x86 does this on the load port.
 template <int kOdd>

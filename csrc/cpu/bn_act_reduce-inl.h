@@ -1,0 +1,69 @@
+// The gradients of BatchNorm's bias and weight.
+#pragma once
+#include "cpu/channel_sums-inl.h"
+
+namespace rk::cpu::RK_ISA {
+namespace {
+
+// The sums of g and of g * (z - mean); finished, the latter times rstd.
+template <class T, class ActivationConstant>
+class ReduceTerms {
+ public:
+  struct Vectors {
+    AffineVectors pre;
+    Vec mean, rstd;
+  };
+  static constexpr int kVectors = 4;
+
+  explicit ReduceTerms(const BnReduce& reduce) : reduce_(reduce) {}
+
+  ReduceTerms of_pixels(const ChannelLanes& lanes, int64_t, int64_t, float* scratch) const {
+    BnReduce reduce = reduce_;
+    for (const float** vector : {&reduce.scale, &reduce.shift, &reduce.mean, &reduce.rstd})
+      *vector = lanes.repeated(*vector, scratch);
+    return ReduceTerms(reduce);
+  }
+
+  Vectors of_channel(int64_t channel, int64_t, int64_t, int64_t, int64_t) const {
+    return vectors(channel, 0);
+  }
+  RK_INLINE Vectors at(int64_t j) const { return vectors(j, kLanes); }
+
+  RK_INLINE void add(const Vectors& vectors, int64_t i, int64_t count, Vec& a, Vec& b) const {
+    const auto load_from = [&](const void* image) RK_INLINE_LAMBDA {
+      return load_up_to(static_cast<const T*>(image) + i, count);
+    };
+    const Vec z = load_from(reduce_.z), pre = reduce_.y ? load_from(reduce_.y) : vectors.pre(z);
+    const Vec g = activation_grad(load_from(reduce_.dy), pre, ActivationConstant{});
+    a += g;
+    b = fma(g, z - vectors.mean, b);
+  }
+
+  static void finish(const Vectors& vectors, int64_t, Vec&, Vec& b) { b *= vectors.rstd; }
+
+  static void merge(int64_t, Vec& a, Vec& b, int64_t, Vec other_a, Vec other_b) {
+    a += other_a;
+    b += other_b;
+  }
+
+ private:
+  RK_INLINE Vectors vectors(int64_t channel, int64_t count) const {
+    return {AffineVectors(reduce_.scale, reduce_.shift, channel, count),
+            channel_vector(reduce_.mean, channel, count), channel_vector(reduce_.rstd, channel, count)};
+  }
+
+  BnReduce reduce_;
+};
+
+void bn_act_reduce(const ImageProblem& p, const BnReduce& reduce, const BnGradients& gradients,
+                   ParallelFor parallel_for) {
+  with_dtype(p.dtype, [&](auto type) {
+    with_activation(reduce.activation, [&](auto activation) {
+      sum_channels(p, ReduceTerms<decltype(type), decltype(activation)>(reduce), gradients.sum_g,
+                   gradients.sum_g_xhat, parallel_for);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace rk::cpu::RK_ISA
