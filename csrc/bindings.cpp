@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "cpu/batch_norm.h"
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -96,6 +97,26 @@ void affine_act_backward(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, u
                               pointer<void>(dresidual), reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
+void bn_fold(int64_t c, uintptr_t mean, uintptr_t m2, uintptr_t weight, uintptr_t bias, float eps,
+             int64_t count, uintptr_t var, uintptr_t rstd, uintptr_t scale, uintptr_t shift) {
+  rk::cpu::bn_fold(c, pointer<const float>(mean), pointer<const float>(m2), pointer<const float>(weight),
+                   pointer<const float>(bias), eps, count, pointer<float>(var), pointer<float>(rstd),
+                   pointer<float>(scale), pointer<float>(shift));
+}
+
+void bn_coefficients(int64_t c, uintptr_t sum_g, uintptr_t sum_g_xhat, uintptr_t mean, uintptr_t rstd,
+                     uintptr_t scale, int64_t count, uintptr_t b, uintptr_t shift) {
+  rk::cpu::bn_coefficients(c, pointer<const float>(sum_g), pointer<const float>(sum_g_xhat),
+                           pointer<const float>(mean), pointer<const float>(rstd),
+                           pointer<const float>(scale), count, pointer<float>(b), pointer<float>(shift));
+}
+
+void bn_update_running(int64_t c, uintptr_t running_mean, uintptr_t running_var, uintptr_t mean,
+                       uintptr_t var, int64_t count, double momentum) {
+  rk::cpu::bn_update_running(c, pointer<float>(running_mean), pointer<float>(running_var),
+                             pointer<const float>(mean), pointer<const float>(var), count, momentum);
+}
+
 // What this build holds: its native modules, the instruction sets compiled in, the compiler.
 py::dict build_info() {
   py::list isas;
@@ -120,6 +141,9 @@ PYBIND11_MODULE(_C, m) {
       .def("affine_act", &affine_act)
       .def("bn_act_reduce", &bn_act_reduce)
       .def("affine_act_backward", &affine_act_backward);
+  m.def("bn_fold", &bn_fold);
+  m.def("bn_coefficients", &bn_coefficients);
+  m.def("bn_update_running", &bn_update_running);
   m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });

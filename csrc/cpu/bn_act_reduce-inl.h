@@ -5,13 +5,16 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// The sums of g and of g * (z - mean); finished, the latter times rstd.
+// The sums of g and of g * (z - mean).
 template <class T, class ActivationConstant>
 class ReduceTerms {
  public:
   struct Vectors {
     AffineVectors pre;
     Vec mean, rstd;
+  };
+  struct Record {
+    Vec sum_g, sum_g_xhat;
   };
   static constexpr int kVectors = 4;
 
@@ -39,12 +42,20 @@ class ReduceTerms {
     b = fma(g, z - vectors.mean, b);
   }
 
-  static void finish(const Vectors& vectors, int64_t, Vec&, Vec& b) { b *= vectors.rstd; }
-
-  static void merge(int64_t, Vec& a, Vec& b, int64_t, Vec other_a, Vec other_b) {
-    a += other_a;
-    b += other_b;
+  RK_INLINE void prefetch(int64_t i) const {
+    RK_ISA::prefetch(static_cast<const T*>(reduce_.z) + i);
+    RK_ISA::prefetch(static_cast<const T*>(reduce_.dy) + i);
+    if (reduce_.y) RK_ISA::prefetch(static_cast<const T*>(reduce_.y) + i);
   }
+
+  static Record record(const Vectors& vectors, int64_t, Vec a, Vec b) { return {a, b * vectors.rstd}; }
+
+  static void merge(int64_t, Record& record, int64_t, const Record& other) {
+    record.sum_g += other.sum_g;
+    record.sum_g_xhat += other.sum_g_xhat;
+  }
+
+  static std::pair<Vec, Vec> result(const Record& record) { return {record.sum_g, record.sum_g_xhat}; }
 
  private:
   RK_INLINE Vectors vectors(int64_t channel, int64_t count) const {

@@ -6,11 +6,15 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// The sums of z - origin and of its square; finished, and merged by Chan's formula: the mean and M2.
+// The sums of z - origin and of its square. Records are merged by Chan's formula.
 template <class T>
 class StatsTerms {
  public:
   using Vectors = Vec;
+  // The mean is origin + offset: in one float, differences of means far from zero would be inexact.
+  struct Record {
+    Vec origin, offset, m2;
+  };
   static constexpr int kVectors = 2;
 
   explicit StatsTerms(const T* z, const float* origin = nullptr) : z_(z), origin_(origin) {}
@@ -48,17 +52,22 @@ class StatsTerms {
     b = fma(d, d, b);
   }
 
-  static void finish(const Vectors& origin, int64_t n, Vec& a, Vec& b) {
+  RK_INLINE void prefetch(int64_t i) const { RK_ISA::prefetch(z_ + i); }
+
+  static Record record(const Vectors& origin, int64_t n, Vec a, Vec b) {
     const Vec offset = a / static_cast<float>(n), m2 = b - a * offset;
-    a = origin + offset;
-    b = m2 < 0.f ? Vec{} : m2;
+    return {origin, offset, m2 < 0.f ? Vec{} : m2};
   }
 
-  static void merge(int64_t n, Vec& mean, Vec& m2, int64_t other_n, Vec other_mean, Vec other_m2) {
+  static void merge(int64_t n, Record& record, int64_t other_n, const Record& other) {
     const float share = static_cast<float>(other_n) / static_cast<float>(n + other_n);
-    const Vec delta = other_mean - mean;
-    mean = fma(delta, broadcast(share), mean);
-    m2 = fma(delta * delta, broadcast(share * static_cast<float>(n)), m2 + other_m2);
+    const Vec delta = (other.origin - record.origin) + (other.offset - record.offset);
+    record.offset = fma(delta, broadcast(share), record.offset);
+    record.m2 = fma(delta * delta, broadcast(share * static_cast<float>(n)), record.m2 + other.m2);
+  }
+
+  static std::pair<Vec, Vec> result(const Record& record) {
+    return {record.origin + record.offset, record.m2};
   }
 
  private:

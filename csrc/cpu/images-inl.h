@@ -34,7 +34,14 @@ class ChannelLanes {
   // period.
   template <class Make, class Body>
   RK_INLINE void for_each(int64_t begin, int64_t end, Make make, Body body) const {
-    if (!last) return for_each_plane(begin, end, make, body);
+    if (last)
+      for_each_pixel(begin, end, make, body);
+    else
+      for_each_plane(begin, end, make, body);
+  }
+
+  template <class Make, class Body>
+  RK_INLINE void for_each_pixel(int64_t begin, int64_t end, Make make, Body body) const {
     for (int64_t row = begin; row < end; row += period) {
       const int64_t size = std::min(period, end - row);
       int64_t j = 0;

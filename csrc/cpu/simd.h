@@ -125,7 +125,26 @@ RK_INLINE Vec shuffle(Vec a, Vec b) {
 #endif
 }
 
-RK_INLINE Vec widen(HalfVec v, BFloat16) { return (Vec)(__builtin_convertvector(v, BitsVec) << 16); }
+// GCC 12 converts vectors of another length in halves.
+RK_INLINE BitsVec widen_bits(HalfVec v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (BitsVec)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, BitsVec);
+#endif
+}
+
+// All lanes are below 2^16.
+RK_INLINE HalfVec narrow_bits(BitsVec v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  return (HalfVec)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(v, HalfVec);
+#endif
+}
+
+RK_INLINE Vec widen(HalfVec v, BFloat16) { return (Vec)(widen_bits(v) << 16); }
 
 RK_INLINE Vec widen(HalfVec v, Float16) {
 #if defined(__AVX512F__)
@@ -143,8 +162,8 @@ RK_INLINE Vec widen(HalfVec v, Float16) {
 // To nearest, ties to even; NaN stays NaN.
 RK_INLINE HalfVec narrow(Vec v, BFloat16) {
   const BitsVec bits = (BitsVec)v;
-  const BitsVec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return __builtin_convertvector(v != v ? bits >> 16 | 0x40 : rounded, HalfVec);
+  const BitsVec rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return narrow_bits((v != v ? bits | 0x400000 : rounded) >> 16);
 }
 
 RK_INLINE HalfVec narrow(Vec v, Float16) {
