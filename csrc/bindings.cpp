@@ -3,7 +3,7 @@
 #include <array>
 #include <memory>
 
-#include "batch_norm.h"
+#include "cpu/batch_norm.h"
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -33,6 +33,10 @@ rk::ConvProblem problem(const py::tuple& sizes, const py::tuple& x_stride, const
   return p;
 }
 
+rk::ImageProblem image_problem(int64_t n, int64_t c, int64_t pixels, bool channels_last, int dtype) {
+  return {n, c, pixels, channels_last, static_cast<rk::DType>(dtype)};
+}
+
 // An address as Python has it: Tensor.data_ptr(), or 0 for none.
 template <class T>
 T* pointer(uintptr_t address) {
@@ -53,16 +57,82 @@ void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uint
 void grouped_conv2d_bn_act(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t y,
                            uintptr_t bn_weight, uintptr_t bn_bias, uintptr_t mean, uintptr_t var, float eps,
                            int activation, uintptr_t parallel_for) {
-  const std::unique_ptr<float[]> scale(new float[2 * p.c_out]);
-  float* const shift = scale.get() + p.c_out;
-  const rk::BatchNorm bn{pointer<const float>(bn_weight), pointer<const float>(bn_bias),
-                         pointer<const float>(mean), pointer<const float>(var), eps};
-  bn.fold(p.c_out, scale.get(), shift);
-  const rk::Epilogue epilogue{scale.get(), shift, static_cast<rk::Activation>(activation)};
+  const std::unique_ptr<float[]> vectors(new float[4 * p.c_out]);
+  float *const var_used = vectors.get(), *const rstd = var_used + p.c_out, *const scale = rstd + p.c_out,
+               *const shift = scale + p.c_out;
+  rk::cpu::bn_fold(p.c_out, pointer<const float>(mean), pointer<const float>(var),
+                   pointer<const float>(bn_weight), pointer<const float>(bn_bias), eps, 1, var_used, rstd, scale,
+                   shift);
+  const rk::Epilogue epilogue{scale, shift, static_cast<rk::Activation>(activation)};
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
   kernels.grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const float>(w), pointer<void>(y), epilogue,
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void bn_stats(const rk::ImageProblem& p, uintptr_t z, uintptr_t mean, uintptr_t m2, uintptr_t parallel_for) {
+  const rk::BatchStats stats{pointer<float>(mean), pointer<float>(m2)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.bn_stats(p, pointer<const void>(z), stats, reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void affine_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t scale, uintptr_t shift, uintptr_t residual,
+                uintptr_t y, int activation, uintptr_t parallel_for) {
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.affine_act(p, pointer<const void>(z), pointer<const float>(scale), pointer<const float>(shift),
+                     pointer<const void>(residual), pointer<void>(y), static_cast<rk::Activation>(activation),
+                     reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void bn_act_reduce(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale, uintptr_t shift,
+                   uintptr_t mean, uintptr_t rstd, uintptr_t y, int activation, uintptr_t sum_g,
+                   uintptr_t sum_g_xhat, uintptr_t parallel_for) {
+  const rk::BnReduce reduce{pointer<const void>(dy),     pointer<const void>(z),
+                            pointer<const void>(y),      pointer<const float>(scale),
+                            pointer<const float>(shift), pointer<const float>(mean),
+                            pointer<const float>(rstd),  static_cast<rk::Activation>(activation)};
+  const rk::BnGradients gradients{pointer<float>(sum_g), pointer<float>(sum_g_xhat)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.bn_act_reduce(p, reduce, gradients, reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void affine_act_backward(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale,
+                         uintptr_t shift, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t y, int activation,
+                         uintptr_t dz, uintptr_t dresidual, uintptr_t parallel_for) {
+  const rk::BnBackward bn{pointer<const void>(z),
+                          pointer<const float>(scale),
+                          pointer<const float>(shift),
+                          pointer<const float>(a),
+                          pointer<const float>(b),
+                          pointer<const float>(c),
+                          static_cast<rk::Activation>(activation)};
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.affine_act_backward(p, pointer<const void>(dy), bn, pointer<const void>(y), pointer<void>(dz),
+                              pointer<void>(dresidual), reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void bn_fold(int64_t c, uintptr_t mean, uintptr_t m2, uintptr_t weight, uintptr_t bias, float eps,
+             int64_t count, uintptr_t var, uintptr_t rstd, uintptr_t scale, uintptr_t shift) {
+  rk::cpu::bn_fold(c, pointer<const float>(mean), pointer<const float>(m2), pointer<const float>(weight),
+                   pointer<const float>(bias), eps, count, pointer<float>(var), pointer<float>(rstd),
+                   pointer<float>(scale), pointer<float>(shift));
+}
+
+void bn_coefficients(int64_t c, uintptr_t sum_g, uintptr_t sum_g_xhat, uintptr_t mean, uintptr_t rstd,
+                     uintptr_t scale, int64_t count, uintptr_t b, uintptr_t shift) {
+  rk::cpu::bn_coefficients(c, pointer<const float>(sum_g), pointer<const float>(sum_g_xhat),
+                           pointer<const float>(mean), pointer<const float>(rstd),
+                           pointer<const float>(scale), count, pointer<float>(b), pointer<float>(shift));
+}
+
+void bn_update_running(int64_t c, uintptr_t running_mean, uintptr_t running_var, uintptr_t mean,
+                       uintptr_t var, int64_t count, double momentum) {
+  rk::cpu::bn_update_running(c, pointer<float>(running_mean), pointer<float>(running_var),
+                             pointer<const float>(mean), pointer<const float>(var), count, momentum);
 }
 
 // What this build holds: its native modules, the instruction sets compiled in, the compiler.
@@ -84,6 +154,15 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
       .def("grouped_conv2d_bn_act", &grouped_conv2d_bn_act);
+  py::class_<rk::ImageProblem>(m, "ImageProblem")
+      .def(py::init(&image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
+      .def("bn_stats", &bn_stats)
+      .def("affine_act", &affine_act)
+      .def("bn_act_reduce", &bn_act_reduce)
+      .def("affine_act_backward", &affine_act_backward);
+  m.def("bn_fold", &bn_fold);
+  m.def("bn_coefficients", &bn_coefficients);
+  m.def("bn_update_running", &bn_update_running);
   m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });

@@ -45,11 +45,26 @@ struct ImageProblem {
   int64_t n, c, pixels;
   bool channels_last;
   DType dtype;
+
+  int64_t elements() const { return n * c * pixels; }
 };
 
 // Of each channel, over images and pixels: the mean, and m2 = sum (z - mean)^2.
 struct BatchStats {
   float *mean, *m2;
+};
+
+// What bn_act_reduce reads. y, whose sign is that of z * scale + shift + residual, is null without a
+// residual.
+struct BnReduce {
+  const void *dy, *z, *y;
+  const float *scale, *shift, *mean, *rstd;
+  Activation activation;
+};
+
+// Of each channel, with g = dy * act' and xhat = (z - mean) * rstd.
+struct BnGradients {
+  float *sum_g, *sum_g_xhat;
 };
 
 // Calls body(begin, end, context) over a partition of [begin, end); torch_parallel_for has this form.

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _package = sys.modules[__package__]
 # An installed package has its metadata beside it and uses its own native modules. A checkout holds none unless they
 # were built in place, and shadows the installed package when Python starts in it: there the installed ones serve.
@@ -50,6 +52,28 @@ if _C is not None:
         _C, missing = None, str(error)
     except (OSError, AttributeError) as error:
         _C, missing = None, f"native kernels do not find torch's threads: {error}; install torch >= 2.11"
+
+
+def addresses(*tensors) -> list[int] | None:
+    """Those of contiguous float32 CPU tensors, 0 for None; None where anything but eager PyTorch is to see the work:
+    autograd, a compiler, a tracer, a transform, a mode, a subclass."""
+    if (
+        _C is None
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    grad = torch.is_grad_enabled()
+    if all(t is None or _is_plain(t) and not (grad and t.requires_grad) for t in tensors):
+        return [0 if t is None else t.data_ptr() for t in tensors]
+    return None
+
+
+def _is_plain(t):
+    return type(t) in _PLAIN and t.dtype is torch.float32 and t.device.type == "cpu" and t.is_contiguous()
 
 
 def _serial_in_child():

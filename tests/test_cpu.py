@@ -39,14 +39,13 @@ def mismatches() -> list[str]:
     return [result for result in results if result]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set_is_exact(isa):
-    """In a process of its own, as the choice is made at load."""
+def check_instruction_set(isa, module):
+    """`module`.mismatches() finds none on `isa`; in a process of its own, as the choice is made at load."""
     if isa not in _native._C.build_info()["isas"]:
         pytest.skip(f"{isa} is not in this build: {_native._C.build_info()['isas']}")
     code = (
-        "import json, test_cpu; from resnext_kernels import _native\n"
-        "print(json.dumps([_native.cpu_isa or _native.missing, test_cpu.mismatches()]))"
+        f"import json, {module}; from resnext_kernels import _native\n"
+        f"print(json.dumps([_native.cpu_isa or _native.missing, {module}.mismatches()]))"
     )
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     environment = {**os.environ, "RESNEXT_KERNELS_CPU_ISA": isa, "PYTHONPATH": path}
@@ -55,6 +54,11 @@ def test_every_instruction_set_is_exact(isa):
         pytest.skip(f"this CPU does not run {isa}")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == [isa, []]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_is_exact(isa):
+    check_instruction_set(isa, "test_cpu")
 
 
 def test_peak_is_a_rate_that_a_core_can_have():
@@ -68,18 +72,22 @@ def test_unknown_instruction_set_is_a_reason():
     assert "RESNEXT_KERNELS_CPU_ISA: expected" in result.stdout and "got avx1024" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("text", [*PROBLEMS[::3], *(f"{text}_bfloat16" for text in PROBLEMS[1::3])])
-def test_same_bits_for_any_number_of_threads(text):
-    args = cases.make(OP, ConvProblem.parse(text), integers=False)
+def check_bits(op, args):
+    """The results are the same for any number of threads."""
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(call(OP, args, "cpu")[0])
+            results.append(call(op, args, "cpu"))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(result, results[0]) for result in results[1:])
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("text", [*PROBLEMS[::3], *(f"{text}_bfloat16" for text in PROBLEMS[1::3])])
+def test_same_bits_for_any_number_of_threads(text):
+    check_bits(OP, cases.make(OP, ConvProblem.parse(text), integers=False))
 
 
 def within_nan(values, offset, memory_format):

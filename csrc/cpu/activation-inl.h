@@ -1,5 +1,7 @@
 // Activations and their derivatives; NaN passes, as in eager PyTorch.
 #pragma once
+#include <type_traits>
+
 #include "cpu/simd.h"
 #include "problem.h"
 
@@ -21,28 +23,47 @@ RK_INLINE Vec activation_grad(Vec grad, Vec pre, Activation activation) {
   return grad * sigmoid * fma(pre, 1.f - sigmoid, broadcast(1.f));
 }
 
-// BnBackward's formula for lanes of neighbouring channels or, with count 0, of one.
+// Calls body(activation) with the activation as a constant.
+template <class Body>
+RK_INLINE void with_activation(Activation activation, Body body) {
+  if (activation == Activation::kRelu)
+    body(std::integral_constant<Activation, Activation::kRelu>{});
+  else if (activation == Activation::kSilu)
+    body(std::integral_constant<Activation, Activation::kSilu>{});
+  else
+    body(std::integral_constant<Activation, Activation::kIdentity>{});
+}
+
+// A per-channel vector for lanes of `count` neighbouring channels or, with 0, of one.
+RK_INLINE Vec channel_vector(const float* values, int64_t channel, int64_t count) {
+  return count ? load_up_to(values + channel, count) : broadcast(values[channel]);
+}
+
+// z * scale + shift, channels as in channel_vector.
+struct AffineVectors {
+  Vec scale, shift;
+
+  RK_INLINE AffineVectors(const float* scale, const float* shift, int64_t channel, int64_t count)
+      : scale(channel_vector(scale, channel, count)), shift(channel_vector(shift, channel, count)) {}
+
+  RK_INLINE Vec operator()(Vec z) const { return fma(z, scale, shift); }
+};
+
+// BnBackward's formula, channels as in channel_vector.
 struct BnBackwardVectors {
-  Vec scale, shift, a, b, c;
+  AffineVectors pre;
+  Vec a, b, c;
   Activation activation;
 
-  BnBackwardVectors(const BnBackward& bn, int64_t channel, int64_t count)
-      : scale(vector(bn.scale, channel, count)),
-        shift(vector(bn.shift, channel, count)),
-        a(vector(bn.a, channel, count)),
-        b(vector(bn.b, channel, count)),
-        c(vector(bn.c, channel, count)),
+  RK_INLINE BnBackwardVectors(const BnBackward& bn, int64_t channel, int64_t count)
+      : pre(bn.scale, bn.shift, channel, count),
+        a(channel_vector(bn.a, channel, count)),
+        b(channel_vector(bn.b, channel, count)),
+        c(channel_vector(bn.c, channel, count)),
         activation(bn.activation) {}
 
-  RK_INLINE Vec operator()(Vec dy, Vec z) const {
-    const Vec g = activation_grad(dy, fma(z, scale, shift), activation);
-    return fma(a, g, fma(b, z, c));
-  }
-
- private:
-  static Vec vector(const float* values, int64_t channel, int64_t count) {
-    return count ? load_first(values + channel, count) : broadcast(values[channel]);
-  }
+  RK_INLINE Vec operator()(Vec dy, Vec z) const { return dz(activation_grad(dy, pre(z), activation), z); }
+  RK_INLINE Vec dz(Vec g, Vec z) const { return fma(a, g, fma(b, z, c)); }
 };
 
 }  // namespace

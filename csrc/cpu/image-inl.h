@@ -76,11 +76,6 @@ class Input {
     });
   }
 
-  template <class T>
-  static RK_INLINE Vec load_up_to(const T* p, int64_t count) {
-    return count == kLanes ? load(p) : load_first(p, count);
-  }
-
   const char* data_;
   DType dtype_;
   const BnBackward* bn_;

@@ -1,4 +1,7 @@
 // Compiled once per ISA with RK_ISA naming the namespace.
+#include "cpu/affine_act-inl.h"
+#include "cpu/bn_act_reduce-inl.h"
+#include "cpu/bn_stats-inl.h"
 #include "cpu/grouped_conv2d-inl.h"
 #include "cpu/kernels.h"
 #include "cpu/peak-inl.h"
@@ -9,6 +12,7 @@
 namespace rk::cpu::RK_ISA {
 
 extern const Kernels kKernels;
-const Kernels kKernels = {RK_STRING(RK_ISA), grouped_conv2d_fwd, fma_gflops};
+const Kernels kKernels = {RK_STRING(RK_ISA), grouped_conv2d_fwd,  bn_stats,  affine_act,
+                          bn_act_reduce,     affine_act_backward, fma_gflops};
 
 }  // namespace rk::cpu::RK_ISA

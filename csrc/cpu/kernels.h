@@ -11,6 +11,19 @@ struct Kernels {
   void (*grouped_conv2d_fwd)(const ConvProblem& p, const void* x, const float* w, void* y,
                              const Epilogue& epilogue, ParallelFor parallel_for);
 
+  void (*bn_stats)(const ImageProblem& p, const void* z, const BatchStats& stats, ParallelFor parallel_for);
+
+  // residual may be null.
+  void (*affine_act)(const ImageProblem& p, const void* z, const float* scale, const float* shift,
+                     const void* residual, void* y, Activation activation, ParallelFor parallel_for);
+
+  void (*bn_act_reduce)(const ImageProblem& p, const BnReduce& reduce, const BnGradients& gradients,
+                        ParallelFor parallel_for);
+
+  // dz and the gradient of the residual, each where it is not null; y as in BnReduce.
+  void (*affine_act_backward)(const ImageProblem& p, const void* dy, const BnBackward& bn, const void* y,
+                              void* dz, void* dresidual, ParallelFor parallel_for);
+
   // What one thread reaches in multiply-adds alone: the peak that a report holds kernels against.
   double (*fma_gflops)();
 };

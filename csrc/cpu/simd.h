@@ -125,7 +125,26 @@ RK_INLINE Vec shuffle(Vec a, Vec b) {
 #endif
 }
 
-RK_INLINE Vec widen(HalfVec v, BFloat16) { return (Vec)(__builtin_convertvector(v, BitsVec) << 16); }
+// GCC 12 converts vectors of another length in halves.
+RK_INLINE BitsVec widen_bits(HalfVec v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (BitsVec)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, BitsVec);
+#endif
+}
+
+// All lanes are below 2^16.
+RK_INLINE HalfVec narrow_bits(BitsVec v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  return (HalfVec)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(v, HalfVec);
+#endif
+}
+
+RK_INLINE Vec widen(HalfVec v, BFloat16) { return (Vec)(widen_bits(v) << 16); }
 
 RK_INLINE Vec widen(HalfVec v, Float16) {
 #if defined(__AVX512F__)
@@ -143,8 +162,8 @@ RK_INLINE Vec widen(HalfVec v, Float16) {
 // To nearest, ties to even; NaN stays NaN.
 RK_INLINE HalfVec narrow(Vec v, BFloat16) {
   const BitsVec bits = (BitsVec)v;
-  const BitsVec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return __builtin_convertvector(v != v ? bits >> 16 | 0x40 : rounded, HalfVec);
+  const BitsVec rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return narrow_bits((v != v ? bits | 0x400000 : rounded) >> 16);
 }
 
 RK_INLINE HalfVec narrow(Vec v, Float16) {
@@ -178,6 +197,12 @@ RK_INLINE Vec load_first(const Half* p, int64_t count) {
   return widen(v, Half{});
 }
 
+// The first count lanes, of which all is the common case.
+template <class T>
+RK_INLINE Vec load_up_to(const T* p, int64_t count) {
+  return count == kLanes ? load(p) : load_first(p, count);
+}
+
 template <class Half>
 RK_INLINE void store(Half* p, Vec v) {
   const HalfVec half = narrow(v, Half{});
@@ -194,6 +219,11 @@ RK_INLINE void store_lanes(Half* p, Vec v, int64_t begin, int64_t end) {
 template <class T>
 RK_INLINE void store_first(T* p, Vec v, int64_t count) {
   store_lanes(p, v, 0, count);
+}
+
+template <class T>
+RK_INLINE void store_up_to(T* p, Vec v, int64_t count) {
+  count == kLanes ? store(p, v) : store_first(p, v, count);
 }
 
 // Calls body(T{}) with the storage type that dtype names.
@@ -237,6 +267,21 @@ template <int kMask>
 RK_INLINE Vec xor_lanes(Vec v) {
   return xor_lanes<kMask>(v, Lanes{});
 }
+
+// The sum of all lanes, in every lane.
+template <int kBit = 1>
+RK_INLINE Vec sum_lanes(Vec v) {
+  if constexpr (kBit < kLanes) return sum_lanes<2 * kBit>(v + xor_lanes<kBit>(v));
+  return v;
+}
+
+template <int... kLane>
+RK_INLINE Vec first_lanes_of(Vec v, int64_t count, std::integer_sequence<int, kLane...>) {
+  return IntVec{kLane...} < static_cast<int32_t>(count) ? v : Vec{};
+}
+
+// v with zeros after its first count lanes.
+RK_INLINE Vec first_lanes_of(Vec v, int64_t count) { return first_lanes_of(v, count, Lanes{}); }
 
 // A load with each pair of lanes filled from its even (kOdd = 0) or odd lane. x86 does this on the load port.
 template <int kOdd>

@@ -20,6 +20,9 @@ inline int64_t power_of_two(int64_t n) {
   return power;
 }
 
+// The greatest power of two that is no more than n.
+inline int64_t power_of_two_within(int64_t n) { return power_of_two(n / 2 + 1); }
+
 // Zeroed floats on a cache line, null when memory ran out: a thread's body must not throw. Not std::vector,
 // whose inline code the linker could take from another ISA's object.
 class Scratch {

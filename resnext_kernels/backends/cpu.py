@@ -44,6 +44,10 @@ def not_automatic_reasons(op, problem) -> list[str]:
     return []
 
 
+def _address(tensor) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _native_problem(problem, x, weight, y):
     """The native ConvProblem: `problem` with the strides of its tensors."""
     return memoised(_of_strides, problem, x.stride(), weight.stride(), y.stride())
@@ -69,12 +73,68 @@ def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
     return _forward(x, weight, None, bias, stride, padding, dilation, groups, "identity")
 
 
+def _native_image(shape, channels_last, dtype):
+    n, c, h, w = shape
+    return _native._C.ImageProblem(n, c, h * w, channels_last, _DTYPES.index(dtype))
+
+
+def _image(z):
+    """(The native ImageProblem of z, the memory format that all its images must be in.)"""
+    layout = memory_format(z)
+    return memoised(_native_image, z.shape, layout is torch.channels_last, z.dtype), layout
+
+
+def bn_stats(z):
+    problem, layout = _image(z)
+    z = z.contiguous(memory_format=layout)
+    mean, m2 = (z.new_empty(z.shape[1], dtype=torch.float32) for _ in range(2))
+    problem.bn_stats(z.data_ptr(), mean.data_ptr(), m2.data_ptr(), _native.parallel_for)
+    return mean, m2
+
+
+def affine_act(z, scale, shift, residual, activation):
+    problem, layout = _image(z)
+    z, scale, shift = z.contiguous(memory_format=layout), scale.contiguous(), shift.contiguous()
+    residual = None if residual is None else residual.contiguous(memory_format=layout)
+    y = torch.empty_like(z, memory_format=layout)
+    problem.affine_act(
+        z.data_ptr(), scale.data_ptr(), shift.data_ptr(), _address(residual), y.data_ptr(),
+        ACTIVATIONS.index(activation), _native.parallel_for,
+    )  # fmt: skip
+    return y
+
+
+def _backward_images(grad_output, z, y, activation):
+    """(The native ImageProblem, its memory format, the three images in it); y only where the slope is read from it."""
+    problem, layout = _image(z)
+    y = None if y is None or activation == "identity" else y.contiguous(memory_format=layout)
+    return problem, layout, grad_output.contiguous(memory_format=layout), z.contiguous(memory_format=layout), y
+
+
+def bn_act_reduce(grad_output, z, scale, shift, mean, rstd, y, activation):
+    problem, _, grad, z, y = _backward_images(grad_output, z, y, activation)
+    vectors = [vector.contiguous() for vector in (scale, shift, mean, rstd)]
+    sum_g, sum_g_xhat = (torch.empty_like(vectors[0]) for _ in range(2))
+    problem.bn_act_reduce(
+        grad.data_ptr(), z.data_ptr(), *map(_address, vectors), _address(y), ACTIVATIONS.index(activation),
+        sum_g.data_ptr(), sum_g_xhat.data_ptr(), _native.parallel_for,
+    )  # fmt: skip
+    return sum_g, sum_g_xhat
+
+
+def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, output_mask):
+    problem, layout, grad, z, y = _backward_images(grad_output, z, y, activation)
+    vectors = [vector.contiguous() for vector in (scale, shift, a, b, c)]
+    dz, dresidual = (torch.empty_like(z, memory_format=layout) if asked else None for asked in output_mask)
+    problem.affine_act_backward(
+        grad.data_ptr(), z.data_ptr(), *map(_address, vectors), _address(y), ACTIVATIONS.index(activation),
+        _address(dz), _address(dresidual), _native.parallel_for,
+    )  # fmt: skip
+    return tuple(z.new_empty(0) if image is None else image for image in (dz, dresidual))
+
+
 def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     return _forward(x, weight, scale.contiguous(), shift.contiguous(), stride, padding, dilation, groups, activation)
-
-
-def _address(tensor) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _are_native(*vectors) -> bool:

@@ -14,12 +14,14 @@ from .bn_act_reduce import bn_act_reduce
 from .bn_stats import empty_stats
 
 
-def batch_or_frozen(batch_stats, mean, var, count, dtype):
-    """(mean, biased var) as fresh vectors: the given ones, or those that `batch_stats` = (mean, M2) tells."""
-    if mean is not None:
-        return mean.to(dtype, copy=True), var.to(dtype, copy=True)
-    mean, m2 = batch_stats
-    return mean, m2 / max(count, 1)
+def fold_batch_or_frozen(batch_stats, mean, var, bn_weight, bn_bias, eps, z):
+    """(mean, biased var, rstd, scale, shift) as fresh vectors, of the given ones or of `batch_stats` = (mean, M2)."""
+    count = 1
+    if mean is None:
+        (mean, var), count = batch_stats, max(z.numel() // z.shape[1], 1)
+    else:
+        mean, var = (vector.to(stats_dtype(z.dtype), copy=True) for vector in (mean, var))
+    return mean, *fold(mean, var, bn_weight, bn_bias, eps, count)
 
 
 def _problem(z, bn_weight, bn_bias, mean, var, residual, eps, activation):
@@ -38,8 +40,7 @@ def _problem(z, bn_weight, bn_bias, mean, var, residual, eps, activation):
 def _impl(z, bn_weight, bn_bias, mean, var, residual, eps, activation, backend):
     problem = _problem(z, bn_weight, bn_bias, mean, var, residual, eps, activation)
     stats = run("bn_stats", problem, backend, z) if mean is None else None
-    mean, var = batch_or_frozen(stats, mean, var, z.numel() // z.shape[1], stats_dtype(z.dtype))
-    rstd, scale, shift = fold(mean, var, bn_weight, bn_bias, eps)
+    mean, var, rstd, scale, shift = fold_batch_or_frozen(stats, mean, var, bn_weight, bn_bias, eps, z)
     y = run("affine_act", problem, backend, z, scale, shift, residual, activation)
     return y, mean, var, rstd, scale, shift
 

@@ -6,10 +6,9 @@ mean and (biased) var as used, and what backward needs.
 
 from .._ops import define
 from ..backends import run
-from ..batch_norm import fold
 from ..checks import check_activation, check_batch, check_bn
-from ..problem import ConvProblem, stats_dtype
-from .bn_act import batch_or_frozen, bn_backward
+from ..problem import ConvProblem
+from .bn_act import bn_backward, fold_batch_or_frozen
 from .bn_stats import empty_stats
 from .grouped_conv2d import CONV, empty_output
 from .grouped_conv2d_affine_act import grouped_conv2d_affine_act_backward
@@ -31,8 +30,7 @@ def _impl(x, weight, bn_weight, bn_bias, mean, var, *rest):
         z, *stats = run("grouped_conv2d_stats", problem, backend, x, weight, *conv)
     else:
         z, stats = run("grouped_conv2d", problem, backend, x, weight, None, *conv), None
-    mean, var = batch_or_frozen(stats, mean, var, z.numel() // z.shape[1], stats_dtype(z.dtype))
-    rstd, scale, shift = fold(mean, var, bn_weight, bn_bias, eps)
+    mean, var, rstd, scale, shift = fold_batch_or_frozen(stats, mean, var, bn_weight, bn_bias, eps, z)
     y = run("affine_act", ConvProblem.from_image(z), backend, z, scale, shift, None, activation)
     return y, z, mean, var, rstd, scale, shift
 
