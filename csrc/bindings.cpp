@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <optional>
 
 #include "cpu/kernels.h"
 
@@ -47,6 +48,26 @@ void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uint
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
+// z, scale, shift, a, b, c as addresses and the activation, or None.
+std::optional<rk::BnBackward> bn_backward(const py::object& bn) {
+  if (bn.is_none()) return std::nullopt;
+  const auto values = ints<7>(bn.cast<py::tuple>());
+  const auto vector = [&](int i) { return pointer<const float>(values[i]); };
+  return rk::BnBackward{
+      pointer<const void>(values[0]),        vector(1), vector(2), vector(3), vector(4), vector(5),
+      static_cast<rk::Activation>(values[6])};
+}
+
+void grouped_conv2d_wgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t x, uintptr_t dw,
+                          const py::object& bn, uintptr_t parallel_for) {
+  const auto backward = bn_backward(bn);
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.grouped_conv2d_wgrad(p, pointer<const void>(dy), pointer<const void>(x), pointer<float>(dw),
+                               backward ? &*backward : nullptr,
+                               reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
 // What this build holds: its native modules, the instruction sets compiled in, the compiler.
 py::dict build_info() {
   py::list isas;
@@ -64,7 +85,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels of resnext_kernels; raw pointers, no torch.";
   py::class_<rk::ConvProblem>(m, "ConvProblem")
       .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
-      .def("grouped_conv2d_fwd", &grouped_conv2d_fwd);
+      .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
+      .def("grouped_conv2d_wgrad", &grouped_conv2d_wgrad);
   m.def("fma_gflops", [] { return rk::cpu::kernels().fma_gflops(); });
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return rk::cpu::kernels().isa; });

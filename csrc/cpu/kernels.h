@@ -11,6 +11,11 @@ struct Kernels {
   void (*grouped_conv2d_fwd)(const ConvProblem& p, const void* x, const float* w, void* y,
                              const Epilogue& epilogue, ParallelFor parallel_for);
 
+  // dw, of w's strides, is the gradient of the weights where the output's is dy or, with `bn`, what it makes
+  // of dy.
+  void (*grouped_conv2d_wgrad)(const ConvProblem& p, const void* dy, const void* x, float* dw,
+                               const BnBackward* bn, ParallelFor parallel_for);
+
   // What one thread reaches in multiply-adds alone: the peak that a report holds kernels against.
   double (*fma_gflops)();
 };

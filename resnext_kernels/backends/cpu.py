@@ -6,6 +6,7 @@ from .. import _native, tables
 from .._memo import memoised
 from ..checks import ACTIVATIONS
 from ..problem import ConvProblem, memory_format
+from . import aten
 
 NAME = "cpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/problem.h
@@ -71,3 +72,42 @@ def grouped_conv2d(x, weight, bias, stride, padding, dilation, groups):
 
 def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
     return _forward(x, weight, scale.contiguous(), shift.contiguous(), stride, padding, dilation, groups, activation)
+
+
+def _wgrad(problem, grad_output, x, weight, bn=None):
+    """dw where the output's gradient is grad_output or, with bn = (z, scale, shift, a, b, c, activation), the dz of it.
+
+    grad_output has the strides of z.
+    """
+    dw = torch.empty_like(weight, dtype=torch.float32, memory_format=memory_format(weight))
+    if bn is not None:
+        *tensors, activation = bn
+        bn = (*(tensor.data_ptr() for tensor in tensors), ACTIVATIONS.index(activation))
+    _native_problem(problem, x, dw, grad_output).grouped_conv2d_wgrad(
+        grad_output.data_ptr(), x.data_ptr(), dw.data_ptr(), bn, _native.parallel_for
+    )
+    return dw.to(weight.dtype)
+
+
+def grouped_conv2d_backward(grad_output, x, weight, stride, padding, dilation, groups, output_mask):
+    conv = (stride, padding, dilation, groups)
+    mask = (output_mask[0], False, output_mask[2])
+    dx, dw, db = aten.grouped_conv2d_backward(grad_output, x, weight, *conv, mask)
+    if output_mask[1]:
+        problem = ConvProblem.from_tensors(x, weight, *conv)
+        dw = _wgrad(problem, grad_output.contiguous(memory_format=memory_format(x)), x, weight)
+    return dx, dw, db
+
+
+def grouped_conv2d_affine_act_backward(
+    grad_output, z, scale, shift, a, b, c, x, weight, stride, padding, dilation, groups, activation, output_mask
+):
+    conv = (stride, padding, dilation, groups)
+    vectors = [vector.contiguous() for vector in (scale, shift, a, b, c)]
+    mask = (output_mask[0], False)
+    dx, dw = aten.grouped_conv2d_affine_act_backward(grad_output, z, *vectors, x, weight, *conv, activation, mask)
+    if output_mask[1]:
+        problem, layout = ConvProblem.from_tensors(x, weight, *conv), memory_format(x)
+        grad_output, z = grad_output.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
+        dw = _wgrad(problem, grad_output, x, weight, (z, *vectors, activation))
+    return dx, dw
