@@ -2,6 +2,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 
 #include "cpu/batch_norm.h"
 #include "cpu/kernels.h"
@@ -61,13 +62,43 @@ void grouped_conv2d_bn_act(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, u
   float *const var_used = vectors.get(), *const rstd = var_used + p.c_out, *const scale = rstd + p.c_out,
                *const shift = scale + p.c_out;
   rk::cpu::bn_fold(p.c_out, pointer<const float>(mean), pointer<const float>(var),
-                   pointer<const float>(bn_weight), pointer<const float>(bn_bias), eps, 1, var_used, rstd, scale,
-                   shift);
+                   pointer<const float>(bn_weight), pointer<const float>(bn_bias), eps, 1, var_used, rstd,
+                   scale, shift);
   const rk::Epilogue epilogue{scale, shift, static_cast<rk::Activation>(activation)};
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
   kernels.grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const float>(w), pointer<void>(y), epilogue,
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+// z, scale, shift, a, b, c as addresses and the activation, or None.
+std::optional<rk::BnBackward> bn_backward(const py::object& bn) {
+  if (bn.is_none()) return std::nullopt;
+  const auto values = ints<7>(bn.cast<py::tuple>());
+  const auto vector = [&](int i) { return pointer<const float>(values[i]); };
+  return rk::BnBackward{
+      pointer<const void>(values[0]),        vector(1), vector(2), vector(3), vector(4), vector(5),
+      static_cast<rk::Activation>(values[6])};
+}
+
+void grouped_conv2d_wgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t x, uintptr_t dw,
+                          const py::object& bn, uintptr_t parallel_for) {
+  const auto backward = bn_backward(bn);
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.grouped_conv2d_wgrad(p, pointer<const void>(dy), pointer<const void>(x), pointer<float>(dw),
+                               backward ? &*backward : nullptr,
+                               reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+void grouped_conv2d_dgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t w, uintptr_t dx,
+                          const py::object& bn, uintptr_t parallel_for) {
+  const auto backward = bn_backward(bn);
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.grouped_conv2d_dgrad(p, pointer<const void>(dy), pointer<const float>(w), pointer<void>(dx),
+                               backward ? &*backward : nullptr,
+                               reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
 void bn_stats(const rk::ImageProblem& p, uintptr_t z, uintptr_t mean, uintptr_t m2, uintptr_t parallel_for) {
@@ -153,7 +184,9 @@ PYBIND11_MODULE(_C, m) {
   py::class_<rk::ConvProblem>(m, "ConvProblem")
       .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
-      .def("grouped_conv2d_bn_act", &grouped_conv2d_bn_act);
+      .def("grouped_conv2d_bn_act", &grouped_conv2d_bn_act)
+      .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
+      .def("grouped_conv2d_wgrad", &grouped_conv2d_wgrad);
   py::class_<rk::ImageProblem>(m, "ImageProblem")
       .def(py::init(&image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats", &bn_stats)

@@ -47,7 +47,7 @@ def test_exact(backend, op, text, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 @pytest.mark.parametrize("text", PROBLEMS)
-@pytest.mark.parametrize("op", ["grouped_conv2d", "grouped_conv2d_affine_act"])
+@pytest.mark.parametrize("op", exact.OPS)
 def test_cpu_kernel_is_exact(op, text, activation, dtype, layout):
     problem = problem_of(text, DTYPES[dtype], layout)
     assert exact.mismatch(op, problem, "cpu", activation=activation) is None

@@ -32,7 +32,7 @@ class AffineAct {
 
  private:
   const ChannelLanes lanes_;
-  const Tiles tiles_;
+  const ImageTiles tiles_;
   const T* const z_;
   const T* const residual_;
   T* const y_;
@@ -75,7 +75,7 @@ class AffineActBackward {
 
  private:
   const ChannelLanes lanes_;
-  const Tiles tiles_;
+  const ImageTiles tiles_;
   const T* const dy_;
   const T* const z_;
   const T* const y_;

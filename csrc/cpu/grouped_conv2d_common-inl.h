@@ -118,5 +118,20 @@ struct PaddedStrip {
   }
 };
 
+// Copies what strip number `strip` needs of one channel; `temporary` has two rows of floats.
+inline void fill_plane(const ConvProblem& p, const PaddedStrip& shape, int64_t strip, const Input& x,
+                       int64_t n, int64_t channel, float* plane, float* temporary) {
+  const int64_t image = n * p.x_stride[0] + channel * p.x_stride[1];
+  shape.fill(
+      p, strip,
+      [&](int64_t cell, int64_t row, int64_t column, int64_t count) {
+        int64_t step = p.stride[1] * p.x_stride[3];
+        const int64_t first = image + row * p.x_stride[2] + column * p.x_stride[3];
+        const float* from = x.row(first, channel, count, temporary, step);
+        copy_row(from, step, count, plane + cell);
+      },
+      [&](int64_t cell, int64_t count) { std::memset(plane + cell, 0, count * sizeof(float)); });
+}
+
 }  // namespace
 }  // namespace rk::cpu::RK_ISA

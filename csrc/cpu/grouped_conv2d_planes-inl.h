@@ -71,44 +71,8 @@ class Planes {
   }
 
   void fill(int64_t n, int64_t g, int64_t strip, float* planes, float* temporary) const {
-    for (int64_t c = 0; c < p_.in_per_group(); ++c) {
-      const int64_t channel = g * p_.in_per_group() + c;
-      const int64_t image = n * p_.x_stride[0] + channel * p_.x_stride[1];
-      float* plane = planes + c * plane_;
-      strip_.fill(
-          p_, strip,
-          [&](int64_t cell, int64_t row, int64_t column, int64_t count) {
-            int64_t step = p_.stride[1] * p_.x_stride[3];
-            const int64_t first = image + row * p_.x_stride[2] + column * p_.x_stride[3];
-            const float* from = x_.row(first, channel, count, temporary, step);
-            copy_row(from, step, count, plane + cell);
-          },
-          [&](int64_t cell, int64_t count) { std::memset(plane + cell, 0, count * sizeof(float)); });
-    }
-  }
-
-  static void copy_row(const float* from, int64_t step, int64_t count, float* to) {
-    int64_t i = 0;
-    if (step == 1) {
-      for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-      if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
-      return;
-    }
-    if (step == 2) {
-      for (; i < count; i += kLanes) {
-        const int64_t left = 2 * (count - i) - 1;  // the last float used is the last that may be read
-        const float* pair = from + 2 * i;
-        if (left >= 2 * kLanes)
-          store(to + i, even_lanes(load(pair), load(pair + kLanes)));
-        else
-          store_first(to + i,
-                      even_lanes(load_first(pair, std::min<int64_t>(left, kLanes)),
-                                 left > kLanes ? load_first(pair + kLanes, left - kLanes) : Vec{}),
-                      std::min<int64_t>(count - i, kLanes));
-      }
-      return;
-    }
-    for (; i < count; ++i) to[i] = from[i * step];
+    for (int64_t c = 0; c < p_.in_per_group(); ++c)
+      fill_plane(p_, strip_, strip, x_, n, g * p_.in_per_group() + c, planes + c * plane_, temporary);
   }
 
   // Of a task's input, taken to be contiguous from row to row.

@@ -81,6 +81,31 @@ class Input {
   const BnBackward* bn_;
 };
 
+// Every step-th of `count` floats, packed.
+inline void copy_row(const float* from, int64_t step, int64_t count, float* to) {
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
+    return;
+  }
+  if (step == 2) {
+    for (; i < count; i += kLanes) {
+      const int64_t left = 2 * (count - i) - 1;  // the last float used is the last that may be read
+      const float* pair = from + 2 * i;
+      if (left >= 2 * kLanes)
+        store(to + i, even_lanes(load(pair), load(pair + kLanes)));
+      else
+        store_first(to + i,
+                    even_lanes(load_first(pair, std::min<int64_t>(left, kLanes)),
+                               left > kLanes ? load_first(pair + kLanes, left - kLanes) : Vec{}),
+                    std::min<int64_t>(count - i, kLanes));
+    }
+    return;
+  }
+  for (; i < count; ++i) to[i] = from[i * step];
+}
+
 class Output {
  public:
   Output(void* data, DType dtype) : data_(static_cast<char*>(data)), dtype_(dtype) {}

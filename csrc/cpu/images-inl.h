@@ -71,9 +71,9 @@ class ChannelLanes {
 };
 
 // The tasks of an elementwise op: runs of elements.
-class Tiles {
+class ImageTiles {
  public:
-  explicit Tiles(const ChannelLanes& lanes)
+  explicit ImageTiles(const ChannelLanes& lanes)
       : elements_(lanes.elements),
         size_(lanes.last ? ceil_div(kElements, lanes.period) * lanes.period : kElements) {}
 

@@ -24,6 +24,16 @@ struct Kernels {
   void (*affine_act_backward)(const ImageProblem& p, const void* dy, const BnBackward& bn, const void* y,
                               void* dz, void* dresidual, ParallelFor parallel_for);
 
+  // dx, of x's strides, is the gradient of the input where the output's is dy or, with `bn`, what it makes of
+  // dy.
+  void (*grouped_conv2d_dgrad)(const ConvProblem& p, const void* dy, const float* w, void* dx,
+                               const BnBackward* bn, ParallelFor parallel_for);
+
+  // dw, of w's strides, is the gradient of the weights where the output's is dy or, with `bn`, what it makes
+  // of dy.
+  void (*grouped_conv2d_wgrad)(const ConvProblem& p, const void* dy, const void* x, float* dw,
+                               const BnBackward* bn, ParallelFor parallel_for);
+
   // What one thread reaches in multiply-adds alone: the peak that a report holds kernels against.
   double (*fma_gflops)();
 };

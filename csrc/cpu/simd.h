@@ -307,6 +307,19 @@ RK_INLINE void transpose(Vec (&rows)[kLanes]) {
   }
 }
 
+// Lane i of the result is the sum of the lanes of rows[i], kLanes of them, which are used up.
+template <int kBit = 1>
+RK_INLINE Vec sum_lanes(Vec* rows) {
+  if constexpr (kBit < kLanes) {
+    for (int i = 0; i < kLanes; i += 2 * kBit) {
+      exchange<kBit>(rows[i], rows[i + kBit], Lanes{});
+      rows[i] += rows[i + kBit];
+    }
+    return sum_lanes<2 * kBit>(rows);
+  }
+  return rows[0];
+}
+
 // Calls body(integral_constant<int, i>) for i in [0, kCount): loops whose arrays must stay in registers.
 template <class Body, int... kIndex>
 RK_INLINE void unroll(Body&& body, std::integer_sequence<int, kIndex...>) {

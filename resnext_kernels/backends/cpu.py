@@ -195,3 +195,49 @@ def direct_conv_bn_act(problem, x, weight, bn_weight, bn_bias, mean, var, eps, a
         return y
 
     return run
+
+
+def grouped_conv2d_stats(x, weight, stride, padding, dilation, groups):
+    z = _forward(x, weight, None, None, stride, padding, dilation, groups, "identity")
+    return z, *bn_stats(z)
+
+
+def _dgrad(problem, grad, x, weight, bn):
+    weight, dx = weight.float(), torch.empty_like(x, memory_format=memory_format(x))
+    _native_problem(problem, dx, weight, grad).grouped_conv2d_dgrad(
+        grad.data_ptr(), weight.data_ptr(), dx.data_ptr(), bn, _native.parallel_for
+    )
+    return dx
+
+
+def _wgrad(problem, grad, x, weight, bn):
+    dw = torch.empty_like(weight, dtype=torch.float32, memory_format=memory_format(weight))
+    _native_problem(problem, x, dw, grad).grouped_conv2d_wgrad(
+        grad.data_ptr(), x.data_ptr(), dw.data_ptr(), bn, _native.parallel_for
+    )
+    return dw.to(weight.dtype)
+
+
+def _grads(problem, grad, x, weight, bn, output_mask):
+    """(dx, dw); with bn = (z's address, those of scale, shift, a, b, c, the activation) of the dz that it makes."""
+    functions = zip((_dgrad, _wgrad), output_mask, strict=True)
+    return tuple(f(problem, grad, x, weight, bn) if asked else x.new_empty(0) for f, asked in functions)
+
+
+def grouped_conv2d_backward(grad_output, x, weight, stride, padding, dilation, groups, output_mask):
+    problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
+    grad, db = grad_output.contiguous(memory_format=memory_format(x)), x.new_empty(0)
+    if output_mask[2]:
+        zeros = [grad.new_zeros(problem.c_out, dtype=torch.float32)] * 4
+        db = bn_act_reduce(grad, grad, *zeros, None, "identity")[0].to(x.dtype)
+    return *_grads(problem, grad, x, weight, None, output_mask[:2]), db
+
+
+def grouped_conv2d_affine_act_backward(
+    grad_output, z, scale, shift, a, b, c, x, weight, stride, padding, dilation, groups, activation, output_mask
+):
+    problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
+    grad, z = (image.contiguous(memory_format=memory_format(x)) for image in (grad_output, z))
+    vectors = [vector.contiguous() for vector in (scale, shift, a, b, c)]
+    bn = (z.data_ptr(), *map(_address, vectors), ACTIVATIONS.index(activation))
+    return _grads(problem, grad, x, weight, bn, output_mask)
