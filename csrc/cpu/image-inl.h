@@ -117,9 +117,11 @@ class Output {
   // Lanes [begin, end), lane i to element offset + i * step.
   RK_INLINE void store_lanes(int64_t offset, Vec v, int64_t begin, int64_t end, int64_t step = 1) const {
     with_dtype(dtype_, [&](auto type) RK_INLINE_LAMBDA {
-      auto* to = reinterpret_cast<decltype(type)*>(data_) + offset;
-      if (step == 1) return RK_ISA::store_lanes(to, v, begin, end);
-      for (int64_t lane = begin; lane < end; ++lane) store_first(to + lane * step, broadcast(v[lane]), 1);
+      using T = decltype(type);
+      T* to = reinterpret_cast<T*>(data_) + offset;
+      if (step != 1) return store_apart(to, v, begin, end, step);
+      if (begin == 0) return store_up_to(to, v, end);
+      RK_ISA::store_lanes(to, v, begin, end);
     });
   }
 

@@ -221,6 +221,31 @@ RK_INLINE void store_first(T* p, Vec v, int64_t count) {
   store_lanes(p, v, 0, count);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// In pieces: some CPUs take tens of cycles for a masked store.
+RK_INLINE void store_first(float* p, Vec v, int64_t count) {
+  __m128 part = _mm256_castps256_ps128((__m256)v);
+  if (count & 8) return store(p, v);
+  if (count & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps((__m256)v, 1), p += 4;
+  }
+  if (count & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+    part = _mm_movehl_ps(part, part), p += 2;
+  }
+  if (count & 1) _mm_store_ss(p, part);
+}
+#endif
+
+// Lanes [begin, end), lane i to p[i * step].
+template <class T>
+RK_INLINE void store_apart(T* p, Vec v, int64_t begin, int64_t end, int64_t step) {
+  T lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = begin; i < end; ++i) p[i * step] = lanes[i];
+}
+
 template <class T>
 RK_INLINE void store_up_to(T* p, Vec v, int64_t count) {
   count == kLanes ? store(p, v) : store_first(p, v, count);

@@ -147,7 +147,9 @@ def bn_act_reduce(results, grad_output, z, scale, shift, mean, rstd, y, activati
     size = (z.double().abs() + mean.abs()) * rstd.abs()
     error_g = 2 * unit * g.abs().sum(dims) + doubt.sum(dims)
     error_gx = 2 * unit * (g.abs() * size).sum(dims) + (doubt * xhat.abs()).sum(dims)
-    return [Gate("sum_g", g.sum(dims), error_g), Gate("sum_g_xhat", (g * xhat).sum(dims), error_gx)]
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    sums = ("sum_g", g.sum(dims), error_g), ("sum_g_xhat", (g * xhat).sum(dims), error_gx)
+    return [_stored(*each, dtype) for each in sums]
 
 
 def bn_stats(results, z):
