@@ -66,14 +66,17 @@ def addresses(*tensors) -> list[int] | None:
         or forward_ad._current_level >= 0
     ):
         return None
-    grad = torch.is_grad_enabled()
-    if all(t is None or _is_plain(t) and not (grad and t.requires_grad) for t in tensors):
-        return [0 if t is None else t.data_ptr() for t in tensors]
-    return None
-
-
-def _is_plain(t):
-    return type(t) in _PLAIN and t.dtype is torch.float32 and t.device.type == "cpu" and t.is_contiguous()
+    grad, result = torch.is_grad_enabled(), []
+    for t in tensors:
+        if t is None:
+            result.append(0)
+        elif type(t) not in _PLAIN or t.dtype is not torch.float32 or not t.is_cpu or not t.is_contiguous():
+            return None
+        elif grad and t.requires_grad:
+            return None
+        else:
+            result.append(t.data_ptr())
+    return result
 
 
 def _serial_in_child():
