@@ -23,7 +23,8 @@ class StatsTerms {
   // same.
   StatsTerms of_pixels(const ChannelLanes& lanes, int64_t begin, int64_t end, float* scratch) const {
     float *origin = scratch, *repeated = origin + lanes.period;
-    const int64_t pixels = std::min<int64_t>(power_of_two_within((end - begin) / lanes.c), 4);
+    const int64_t all = (end - begin) / lanes.c;
+    const int64_t pixels = power_of_two_within(std::clamp<int64_t>(all / 4, std::min<int64_t>(all, 4), 16));
     for (int64_t j = 0; j < lanes.c; j += kLanes) {
       Vec sum = {};
       for (int64_t i = begin + j; i < begin + j + pixels * lanes.c; i += lanes.c)
