@@ -41,12 +41,32 @@ def test_auto_takes_a_kernel_that_was_measured_faster():
     assert chosen()[0] == "aten"
     save(1.5)
     assert chosen()[0] == "cpu"
-    assert chosen(problem=ConvProblem.parse("n2_c8_h6_g2")) == ("aten", {"cpu": chosen(op="grouped_conv2d")[1]["cpu"]})
+    assert chosen(problem=ConvProblem.parse("n1_c8_h6_g4")) == ("aten", {"cpu": chosen(op="grouped_conv2d")[1]["cpu"]})
     x, conv, bn = torch.ones(1, 8, 6, 6), nn.Conv2d(8, 8, 3, 1, 1, groups=2, bias=False), nn.BatchNorm2d(8)
     with rk.backends.record() as ran, torch.no_grad():
         rk.functional.grouped_conv2d_bn_act(x, conv.weight, running_mean=bn.running_mean, running_var=bn.running_var,
                                             padding=1, groups=2)  # fmt: skip
     assert [name for _, _, name in ran] == ["cpu"]
+
+
+def test_a_problem_not_measured_is_as_fast_as_the_slowest_of_its_class():
+    save(1.5)
+    relative = ConvProblem.parse("n4_c16_h30_g4")
+    assert chosen(problem=relative)[0] == "cpu"
+    for other in ("n4_c16_h30_g8", "n4_c16_h30_g4_s2", "n4_c16_h30_g4_nhwc", "n4_c16_h30_g4_bfloat16"):
+        assert chosen(problem=ConvProblem.parse(other))[0] == "aten"
+    rows = {f"grouped_conv2d_affine_act {ConvProblem.parse('n2_c8_h9_g2')}": row(0.9)}
+    tables.save(cpu.device_name(), rows, {"date": "today"})
+    backends.forget()
+    assert chosen(problem=relative)[0] == "aten" and chosen()[0] == "cpu"
+
+
+def test_shipped_tables_are_read_and_are_of_this_form(monkeypatch):
+    monkeypatch.undo()
+    tables.load()
+    shipped = list(tables.SHIPPED.glob("*.json"))
+    assert all({"device", "provenance", "rows"} <= json.loads(path.read_text()).keys() for path in shipped)
+    assert len(tables.ROWS) >= sum(len(json.loads(path.read_text())["rows"]) for path in shipped) > 0
 
 
 def test_auto_leaves_what_was_measured_slower_or_elsewhere():
