@@ -4,6 +4,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from . import direct
 from .backends import run
 
 NAMESPACE = "resnext_kernels"
@@ -47,7 +48,13 @@ def define(name, args, returns, *, problem, fake, impl=None, flops=None, setup_c
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     namespace = getattr(torch.ops, NAMESPACE)
     with_formula, raw = getattr(namespace, name).default, getattr(namespace, f"_{name}").default
-    eager, functorch = _functions(name, raw, setup_context, backward)
+    implementation = impl or run_backend
+
+    def lean(*args):
+        """The op without the dispatcher, which costs as much as a small kernel, where nothing is to see it there."""
+        return raw(*args) if direct.is_watched() or not direct.are_plain(args) else implementation(*args)
+
+    eager, functorch = _functions(name, lean, raw, setup_context, backward)
 
     def call(*args):
         if torch.compiler.is_compiling():
@@ -58,7 +65,7 @@ def define(name, args, returns, *, problem, fake, impl=None, flops=None, setup_c
             return eager.apply(*args)
         if forward_ad._current_level >= 0:
             return eager.apply(*args)  # raises for dual tensors: the twin would drop the tangent
-        return raw(*args)
+        return lean(*args)
 
     call.__name__ = name
     return call
@@ -72,11 +79,11 @@ def define_mutation(name, args, impl):
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def _functions(name, raw, setup_context, backward):
+def _functions(name, lean, raw, setup_context, backward):
     """The two autograd.Functions of an op: the cheap form, and the one that torch.func can transform."""
 
     def eager_forward(ctx, *inputs):
-        output = raw(*inputs)
+        output = lean(*inputs)
         setup_context(ctx, inputs, output)
         return output
 

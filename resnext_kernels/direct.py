@@ -12,7 +12,8 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 _MOST = 4096
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
+    """Whether a compiler, a transform, a mode, autocast, a tracer or a profiler is to see the ops."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -22,13 +23,17 @@ def _is_watched() -> bool:
         or torch._C._is_tracing()
         or torch.autograd._profiler_enabled()
         or forward_ad._current_level >= 0
-        or backends.is_recording()
     )
+
+
+def are_plain(args) -> bool:
+    """Whether all tensors among `args` are of PyTorch's own classes."""
+    return all(type(a) in _PLAIN or not isinstance(a, torch.Tensor) for a in args)
 
 
 def key(tensors, *settings):
     """What a recipe is good for, or None where something watches, transforms or differentiates."""
-    if _is_watched():
+    if is_watched() or backends.is_recording():
         return None
     differentiates, signatures = torch.is_grad_enabled(), []
     for t in tensors:
