@@ -21,47 +21,43 @@ class Broadcast {
         w_(w),
         y_(y, p.dtype),
         epilogue_(epilogue),
-        planes_(ceil_div(p.in_per_group(), kLanes)),
+        inputs_(p.in_per_group()),
+        planes_(ceil_div(inputs_, kLanes)),
         vectors_(ceil_div(p.out_per_group(), kLanes)),
         blocks_per_group_(ceil_div(vectors_, kMostVectors)),
         strip_(p, kFloats / (planes_ * kLanes)),
         plane_(strip_.phases(p) * strip_.phase_size * kLanes),
-        vector_size_(p.kh * p.kw * p.in_per_group() * kLanes),
+        vector_size_(p.kh * p.kw * inputs_ * kLanes),
+        taps_(new int64_t[p.kh * p.kw]),
         weights_(weights_floats()) {
     if (!weights_.data()) throw std::bad_alloc();
+    for (int64_t i = 0; i < p.kh; ++i)
+      for (int64_t j = 0; j < p.kw; ++j) taps_[i * p.kw + j] = strip_.tap(p, i, j) * kLanes;
   }
 
-  int64_t blocks() const { return p_.groups * blocks_per_group_; }
-  int64_t weights_floats() const { return p_.groups * vectors_ * vector_size_; }
+  // Of weights to pack. Where only one task reads a block, the task packs it, and finds it in cache.
+  int64_t blocks() const { return tasks() > all_blocks() ? all_blocks() : 0; }
+  int64_t weights_floats() const { return blocks() > 0 ? p_.groups * vectors_ * vector_size_ : 0; }
 
-  // [kh][kw][channel][vector][lane], zero where the group has ended.
   void pack(int64_t block) const {
     const Block b(*this, block);
-    for (int64_t v = 0; v < b.vectors; ++v) {
-      const int64_t first = (b.first_vector + v) * kLanes;
-      const int64_t count = std::min<int64_t>(kLanes, p_.out_per_group() - first);
-      float* to = weights(b) + v * kLanes;
-      const float* w = w_ + p_.weight(b.group, first, 0, 0, 0);
-      if (count == kLanes && p_.w_stride[4] == 1 && p_.w_stride[3] == p_.kw &&
-          p_.w_stride[2] == p_.kh * p_.kw)
-        pack_rows(w, b.vectors * kLanes, to);
-      else
-        pack_elements(w, count, b.vectors * kLanes, to);
-    }
+    pack(b, weights(b));
   }
 
   // A task is a strip of rows and one block of output channels.
-  int64_t tasks() const { return p_.n * strip_.strips * blocks(); }
+  int64_t tasks() const { return p_.n * strip_.strips * all_blocks(); }
 
-  // The planes, what a tile reads past them, a row of pixels to convert.
-  int64_t scratch_floats() const { return planes_ * plane_ + (kMostPixels<1> + strip_.pitch) * kLanes; }
+  // The planes, what a tile reads past them, a row of pixels to convert, weights.
+  int64_t scratch_floats() const { return weights_offset() + kMostVectors * vector_size_; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {
-      const Block b(*this, task % blocks());
+      const Block b(*this, task % all_blocks());
       const Strip strip(*this, task / blocks_per_group_);
       if (task == begin || b.first_vector == 0) fill(strip, scratch);
-      convolve(b, strip, scratch, prefetcher(std::min(task + blocks_per_group_, tasks() - 1)));
+      if (blocks() == 0) pack(b, scratch + weights_offset());
+      const float* w = blocks() == 0 ? scratch + weights_offset() : weights(b);
+      convolve(b, strip, scratch, w, prefetcher(std::min(task + blocks_per_group_, tasks() - 1)));
     }
   }
 
@@ -73,6 +69,9 @@ class Broadcast {
   static constexpr int kMostPixels = kRegisters == 32 ? 14
                                      : kVectors == 1  ? 8
                                                       : 12 / kVectors;
+
+  int64_t all_blocks() const { return p_.groups * blocks_per_group_; }
+  int64_t weights_offset() const { return planes_ * plane_ + (kMostPixels<1> + strip_.pitch) * kLanes; }
 
   // Vectors of outputs of one group. Blocks are as even as can be.
   struct Block {
@@ -98,18 +97,34 @@ class Broadcast {
     return weights_.data() + (b.group * vectors_ + b.first_vector) * vector_size_;
   }
 
+  // [kh][kw][channel][vector][lane]. Lanes past the group's end do not matter.
+  void pack(const Block& b, float* weights) const {
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      const int64_t first = (b.first_vector + v) * kLanes;
+      const int64_t count = std::min<int64_t>(kLanes, p_.out_per_group() - first);
+      float* to = weights + v * kLanes;
+      const float* w = w_ + p_.weight(b.group, first, 0, 0, 0);
+      if (count == kLanes && p_.w_stride[4] == 1 && p_.w_stride[3] == p_.kw &&
+          p_.w_stride[2] == p_.kh * p_.kw)
+        pack_rows(w, b.vectors * kLanes, to);
+      else
+        pack_elements(w, count, b.vectors * kLanes, to);
+    }
+  }
+
   // Filters that are rows of floats [channel][kh][kw] are transposed, kLanes of them by kLanes floats at a
   // time.
   void pack_rows(const float* w, int64_t next, float* to) const {
-    const int64_t taps = p_.kh * p_.kw, length = p_.in_per_group() * taps;
+    const int64_t taps = p_.kh * p_.kw, length = inputs_ * taps, inputs = inputs_;
+    const int64_t next_filter = p_.w_stride[1];
     int64_t tap = 0, channel = 0;
     for (int64_t k = 0; k < length; k += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, length - k);
       Vec rows[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_first(w + lane * p_.w_stride[1] + k, count);
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_up_to(w + lane * next_filter + k, count);
       transpose(rows);
       for (int64_t i = 0; i < count; ++i) {
-        store(to + (tap * p_.in_per_group() + channel) * next, rows[i]);
+        store(to + (tap * inputs + channel) * next, rows[i]);
         if (++tap == taps) tap = 0, ++channel;
       }
     }
@@ -118,14 +133,14 @@ class Broadcast {
   void pack_elements(const float* w, int64_t count, int64_t next, float* to) const {
     for (int64_t i = 0; i < p_.kh; ++i)
       for (int64_t j = 0; j < p_.kw; ++j)
-        for (int64_t c = 0; c < p_.in_per_group(); ++c, to += next)
+        for (int64_t c = 0; c < inputs_; ++c, to += next)
           for (int64_t lane = 0; lane < count; ++lane) to[lane] = w[p_.weight(0, lane, c, i, j)];
   }
 
   __attribute__((noinline)) void fill(const Strip& s, float* planes) const {
     for (int64_t plane = 0; plane < planes_; ++plane, planes += plane_) {
-      const int64_t channel = s.group * p_.in_per_group() + plane * kLanes;
-      const int64_t lanes = std::min<int64_t>(p_.in_per_group() - plane * kLanes, kLanes);
+      const int64_t channel = s.group * inputs_ + plane * kLanes;
+      const int64_t lanes = std::min<int64_t>(inputs_ - plane * kLanes, kLanes);
       const int64_t image = s.n * p_.x_stride[0] + channel;
       float* temporary = planes + (planes_ - plane) * plane_ + kMostPixels<1> * kLanes;
       strip_.fill(
@@ -149,20 +164,23 @@ class Broadcast {
         std::max<int64_t>(s.strip * strip_.output_rows * p_.stride[0] - p_.padding[0], 0);
     const int64_t rows = std::min(strip_.rows * p_.stride[0], p_.h - first_row);
     const int64_t pixels = ceil_div(rows * p_.w, blocks_per_group_), share = task % blocks_per_group_;
-    const int64_t first = s.n * p_.x_stride[0] + s.group * p_.in_per_group() + first_row * p_.x_stride[2];
-    return Prefetcher(x_, first + share * pixels * p_.x_stride[3], 16, ceil_div(p_.in_per_group(), 16),
-                      p_.x_stride[3], pixels);
+    const int64_t first = s.n * p_.x_stride[0] + s.group * inputs_ + first_row * p_.x_stride[2];
+    return Prefetcher(x_, first + share * pixels * p_.x_stride[3], 16, ceil_div(inputs_, 16), p_.x_stride[3],
+                      pixels);
   }
 
-  void convolve(const Block& b, const Strip& s, const float* planes, Prefetcher prefetch_next) const {
+  void convolve(const Block& b, const Strip& s, const float* planes, const float* w,
+                Prefetcher prefetch_next) const {
     if constexpr (kMostVectors > 2)
-      if (b.vectors == 3) return convolve<3>(b, s, planes, prefetch_next);
-    b.vectors == 2 ? convolve<2>(b, s, planes, prefetch_next) : convolve<1>(b, s, planes, prefetch_next);
+      if (b.vectors == 3) return convolve<3>(b, s, planes, w, prefetch_next);
+    b.vectors == 2 ? convolve<2>(b, s, planes, w, prefetch_next)
+                   : convolve<1>(b, s, planes, w, prefetch_next);
   }
 
   // Spreads the pixels of a row evenly over the fewest tiles.
   template <int kVectors>
-  void convolve(const Block& b, const Strip& s, const float* planes, Prefetcher& prefetch_next) const {
+  void convolve(const Block& b, const Strip& s, const float* planes, const float* w,
+                Prefetcher& prefetch_next) const {
     const int64_t first_row = s.strip * strip_.output_rows;
     const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
     const int64_t channel = b.group * p_.out_per_group() + b.first_vector * kLanes;
@@ -172,7 +190,7 @@ class Broadcast {
       tile.lanes = std::min<int64_t>(kVectors * kLanes, p_.out_per_group() - b.first_vector * kLanes);
       for (int64_t left = p_.ow; left > 0; left -= tile.pixels) {
         tile.pixels = ceil_div(left, ceil_div(left, kMostPixels<kVectors>));
-        convolve_tile<kVectors, kMostPixels<kVectors>>(tile, weights(b), prefetch_next);
+        convolve_tile<kVectors, kMostPixels<kVectors>>(tile, w, prefetch_next);
         tile.planes += tile.pixels * kLanes;
         tile.y += tile.pixels * p_.y_stride[3];
       }
@@ -213,12 +231,12 @@ class Broadcast {
     for (int64_t i = 0; i < p_.kh; ++i) {
       const int64_t row = top + i * p_.dilation[0];
       if (row < 0 || row >= p_.h) {
-        w += p_.kw * p_.in_per_group() * kVectors * kLanes;
+        w += p_.kw * inputs_ * kVectors * kLanes;
         continue;
       }
       for (int64_t j = 0; j < p_.kw; ++j) {
-        const float* plane = tile.planes + strip_.tap(p_, i, j) * kLanes;
-        for (int64_t left = p_.in_per_group(); left > 0; left -= kLanes, plane += plane_) {
+        const float* plane = tile.planes + taps_[i * p_.kw + j];
+        for (int64_t left = inputs_; left > 0; left -= kLanes, plane += plane_) {
           prefetch_next();
           const float* end = plane + std::min<int64_t>(kLanes, left);
           for (const float* x = plane; x < end; ++x, w += kVectors * kLanes) {
@@ -239,9 +257,10 @@ class Broadcast {
   const float* const w_;
   const Output y_;
   const Epilogue& epilogue_;
-  const int64_t planes_, vectors_, blocks_per_group_;
+  const int64_t inputs_, planes_, vectors_, blocks_per_group_;
   const PaddedStrip strip_;
   const int64_t plane_, vector_size_;
+  const std::unique_ptr<int64_t[]> taps_;
   const Scratch weights_;
 };
 
