@@ -1,7 +1,10 @@
 // Channels-last convolution with any number of channels a group: a vector holds output channels of one group,
 // and every input channel of a pixel is broadcast to it. Lanes past the group's end are wasted.
+//
+// A group's input for a strip of output rows is copied into planes of cells, a vector of channels each, which
+// all the group's outputs share.
 #pragma once
-#include "cpu/grouped_conv2d_ring-inl.h"
+#include "cpu/grouped_conv2d_common-inl.h"
 
 namespace rk::cpu::RK_ISA {
 namespace {
@@ -18,144 +21,234 @@ class Broadcast {
         w_(w),
         y_(y, p.dtype),
         epilogue_(epilogue),
-        vectors_(p.out_per_group() > kLanes ? 2 : 1),
-        ring_(p, vectors_ == 2 ? tile_width<kMostPixels<2>>(p.ow) : tile_width<kMostPixels<1>>(p.ow)),
-        planes_(ceil_div(p.in_per_group(), kLanes)),
-        blocks_per_group_(ceil_div(p.out_per_group(), vectors_ * kLanes)),
-        block_size_(p.kh * p.kw * p.in_per_group() * vectors_ * kLanes),
-        weights_(blocks() * block_size_) {
+        inputs_(p.in_per_group()),
+        planes_(ceil_div(inputs_, kLanes)),
+        vectors_(ceil_div(p.out_per_group(), kLanes)),
+        blocks_per_group_(ceil_div(vectors_, kMostVectors)),
+        strip_(p, kFloats / (planes_ * kLanes)),
+        plane_(strip_.phases(p) * strip_.phase_size * kLanes),
+        vector_size_(p.kh * p.kw * inputs_ * kLanes),
+        taps_(new int64_t[p.kh * p.kw]),
+        weights_(weights_floats()) {
     if (!weights_.data()) throw std::bad_alloc();
+    for (int64_t i = 0; i < p.kh; ++i)
+      for (int64_t j = 0; j < p.kw; ++j) taps_[i * p.kw + j] = strip_.tap(p, i, j) * kLanes;
   }
 
-  int64_t blocks() const { return p_.groups * blocks_per_group_; }
-  int64_t weights_floats() const { return blocks() * block_size_; }
+  // Of weights to pack. Where only one task reads a block, the task packs it, and finds it in cache.
+  int64_t blocks() const { return tasks() > all_blocks() ? all_blocks() : 0; }
+  int64_t weights_floats() const { return blocks() > 0 ? p_.groups * vectors_ * vector_size_ : 0; }
 
-  // [kh][kw][channel][vector][lane], zero where the group has ended.
   void pack(int64_t block) const {
-    for (int64_t v = 0; v < vectors_; ++v) {
-      const int64_t first = first_output(block) + v * kLanes;
-      const int64_t count = std::clamp(end_output(block) - first, int64_t{0}, int64_t{kLanes});
-      float* to = weights_.data() + block * block_size_ + v * kLanes;
-      const int64_t g = block / blocks_per_group_;
-      const float* w = w_ + p_.weight(g, first - g * p_.out_per_group(), 0, 0, 0);
-      if (count == kLanes && p_.w_stride[4] == 1 && p_.w_stride[3] == p_.kw &&
-          p_.w_stride[2] == p_.kh * p_.kw)
-        pack_rows(w, to);
-      else
-        pack_elements(w, count, to);
+    const Block b(*this, block);
+    pack(b, weights(b));
+  }
+
+  // A task is a strip of rows and one block of output channels.
+  int64_t tasks() const { return p_.n * strip_.strips * all_blocks(); }
+
+  // The planes, what a tile reads past them, a row of pixels to convert, weights.
+  int64_t scratch_floats() const { return weights_offset() + kMostVectors * vector_size_; }
+
+  void range(int64_t begin, int64_t end, float* scratch) const {
+    for (int64_t task = begin; task < end; ++task) {
+      const Block b(*this, task % all_blocks());
+      const Strip strip(*this, task / blocks_per_group_);
+      if (task == begin || b.first_vector == 0) fill(strip, scratch);
+      if (blocks() == 0) pack(b, scratch + weights_offset());
+      const float* w = blocks() == 0 ? scratch + weights_offset() : weights(b);
+      convolve(b, strip, scratch, w, prefetcher(std::min(task + blocks_per_group_, tasks() - 1)));
     }
   }
 
-  // A task is a strip of rows, one tile wide and one block of output channels deep.
-  int64_t tasks() const { return p_.n * ring_.strips * ring_.tiles * blocks(); }
-  int64_t scratch_floats() const { return planes_ * ring_.plane + ring_.cells * kLanes; }
-
-  void range(int64_t begin, int64_t end, float* ring) const {
-    for (int64_t task = begin; task < end; ++task)
-      vectors_ == 2 ? convolve<2>(task, ring) : convolve<1>(task, ring);
-  }
-
  private:
+  static constexpr int64_t kFloats = 8 * 1024;  // about one L1 of planes
+  // kVectors * kMostPixels accumulators, kVectors weights and one input fit the registers.
+  static constexpr int kMostVectors = kLanes == 8 ? 3 : 2;
   template <int kVectors>
   static constexpr int kMostPixels = kRegisters == 32 ? 14
-                                     : kVectors == 2  ? 6
-                                                      : 8;
+                                     : kVectors == 1  ? 8
+                                                      : 12 / kVectors;
 
-  int64_t first_output(int64_t block) const {
-    return block / blocks_per_group_ * p_.out_per_group() + block % blocks_per_group_ * vectors_ * kLanes;
+  int64_t all_blocks() const { return p_.groups * blocks_per_group_; }
+  int64_t weights_offset() const { return planes_ * plane_ + (kMostPixels<1> + strip_.pitch) * kLanes; }
+
+  // Vectors of outputs of one group. Blocks are as even as can be.
+  struct Block {
+    int64_t group, first_vector, vectors;
+
+    Block(const Broadcast& k, int64_t block)
+        : group(block / k.blocks_per_group_),
+          first_vector(block % k.blocks_per_group_ * k.vectors_ / k.blocks_per_group_),
+          vectors((block % k.blocks_per_group_ + 1) * k.vectors_ / k.blocks_per_group_ - first_vector) {}
+  };
+
+  // One group's rows.
+  struct Strip {
+    int64_t group, strip, n;
+
+    Strip(const Broadcast& k, int64_t index)
+        : group(index % k.p_.groups),
+          strip(index / k.p_.groups % k.strip_.strips),
+          n(index / k.p_.groups / k.strip_.strips) {}
+  };
+
+  float* weights(const Block& b) const {
+    return weights_.data() + (b.group * vectors_ + b.first_vector) * vector_size_;
   }
-  int64_t end_output(int64_t block) const { return (block / blocks_per_group_ + 1) * p_.out_per_group(); }
+
+  // [kh][kw][channel][vector][lane]. Lanes past the group's end do not matter.
+  void pack(const Block& b, float* weights) const {
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      const int64_t first = (b.first_vector + v) * kLanes;
+      const int64_t count = std::min<int64_t>(kLanes, p_.out_per_group() - first);
+      float* to = weights + v * kLanes;
+      const float* w = w_ + p_.weight(b.group, first, 0, 0, 0);
+      if (count == kLanes && p_.w_stride[4] == 1 && p_.w_stride[3] == p_.kw &&
+          p_.w_stride[2] == p_.kh * p_.kw)
+        pack_rows(w, b.vectors * kLanes, to);
+      else
+        pack_elements(w, count, b.vectors * kLanes, to);
+    }
+  }
 
   // Filters that are rows of floats [channel][kh][kw] are transposed, kLanes of them by kLanes floats at a
   // time.
-  void pack_rows(const float* w, float* to) const {
-    const int64_t taps = p_.kh * p_.kw, length = p_.in_per_group() * taps, next = vectors_ * kLanes;
+  void pack_rows(const float* w, int64_t next, float* to) const {
+    const int64_t taps = p_.kh * p_.kw, length = inputs_ * taps, inputs = inputs_;
+    const int64_t next_filter = p_.w_stride[1];
     int64_t tap = 0, channel = 0;
     for (int64_t k = 0; k < length; k += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, length - k);
       Vec rows[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_first(w + lane * p_.w_stride[1] + k, count);
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_up_to(w + lane * next_filter + k, count);
       transpose(rows);
       for (int64_t i = 0; i < count; ++i) {
-        store(to + (tap * p_.in_per_group() + channel) * next, rows[i]);
+        store(to + (tap * inputs + channel) * next, rows[i]);
         if (++tap == taps) tap = 0, ++channel;
       }
     }
   }
 
-  void pack_elements(const float* w, int64_t count, float* to) const {
+  void pack_elements(const float* w, int64_t count, int64_t next, float* to) const {
     for (int64_t i = 0; i < p_.kh; ++i)
       for (int64_t j = 0; j < p_.kw; ++j)
-        for (int64_t c = 0; c < p_.in_per_group(); ++c, to += vectors_ * kLanes)
+        for (int64_t c = 0; c < inputs_; ++c, to += next)
           for (int64_t lane = 0; lane < count; ++lane) to[lane] = w[p_.weight(0, lane, c, i, j)];
   }
 
+  __attribute__((noinline)) void fill(const Strip& s, float* planes) const {
+    for (int64_t plane = 0; plane < planes_; ++plane, planes += plane_) {
+      const int64_t channel = s.group * inputs_ + plane * kLanes;
+      const int64_t lanes = std::min<int64_t>(inputs_ - plane * kLanes, kLanes);
+      const int64_t image = s.n * p_.x_stride[0] + channel;
+      float* temporary = planes + (planes_ - plane) * plane_ + kMostPixels<1> * kLanes;
+      strip_.fill(
+          p_, s.strip,
+          [&](int64_t cell, int64_t row, int64_t column, int64_t count) RK_INLINE_LAMBDA {
+            int64_t step = p_.stride[1] * p_.x_stride[3];
+            const int64_t first = image + row * p_.x_stride[2] + column * p_.x_stride[3];
+            const float* from = x_.pixels(first, channel, count, lanes, temporary, step);
+            float* to = planes + cell * kLanes;
+            for (int64_t q = 0; q < count; ++q, from += step, to += kLanes)
+              store(to, lanes == kLanes ? load(from) : load_first(from, lanes));
+          },
+          [](int64_t, int64_t) {});  // rows outside the image are not read
+    }
+  }
+
+  // Of the share that a task has in its strip's input, taken to be contiguous from row to row.
+  Prefetcher prefetcher(int64_t task) const {
+    const Strip s(*this, task / blocks_per_group_);
+    const int64_t first_row =
+        std::max<int64_t>(s.strip * strip_.output_rows * p_.stride[0] - p_.padding[0], 0);
+    const int64_t rows = std::min(strip_.rows * p_.stride[0], p_.h - first_row);
+    const int64_t pixels = ceil_div(rows * p_.w, blocks_per_group_), share = task % blocks_per_group_;
+    const int64_t first = s.n * p_.x_stride[0] + s.group * inputs_ + first_row * p_.x_stride[2];
+    return Prefetcher(x_, first + share * pixels * p_.x_stride[3], 16, ceil_div(inputs_, 16), p_.x_stride[3],
+                      pixels);
+  }
+
+  void convolve(const Block& b, const Strip& s, const float* planes, const float* w,
+                Prefetcher prefetch_next) const {
+    if constexpr (kMostVectors > 2)
+      if (b.vectors == 3) return convolve<3>(b, s, planes, w, prefetch_next);
+    b.vectors == 2 ? convolve<2>(b, s, planes, w, prefetch_next)
+                   : convolve<1>(b, s, planes, w, prefetch_next);
+  }
+
+  // Spreads the pixels of a row evenly over the fewest tiles.
   template <int kVectors>
-  void convolve(int64_t task, float* ring) const {
-    with_tile_width<kMostPixels<kVectors>>(ring_.pixels, [&](auto pixels) {
-      p_.stride[1] == 1 ? convolve<kVectors, pixels, 1>(task, ring)
-                        : convolve<kVectors, pixels, 2>(task, ring);
+  void convolve(const Block& b, const Strip& s, const float* planes, const float* w,
+                Prefetcher& prefetch_next) const {
+    const int64_t first_row = s.strip * strip_.output_rows;
+    const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
+    const int64_t channel = b.group * p_.out_per_group() + b.first_vector * kLanes;
+    for (int64_t r = 0; r < rows; ++r) {
+      Tile tile{first_row + r, 0, planes + r * strip_.pitch * kLanes,
+                channel,       0, s.n * p_.y_stride[0] + channel + (first_row + r) * p_.y_stride[2]};
+      tile.lanes = std::min<int64_t>(kVectors * kLanes, p_.out_per_group() - b.first_vector * kLanes);
+      for (int64_t left = p_.ow; left > 0; left -= tile.pixels) {
+        tile.pixels = ceil_div(left, ceil_div(left, kMostPixels<kVectors>));
+        convolve_tile<kVectors, kMostPixels<kVectors>>(tile, w, prefetch_next);
+        tile.planes += tile.pixels * kLanes;
+        tile.y += tile.pixels * p_.y_stride[3];
+      }
+    }
+  }
+
+  // `lanes` outputs from `channel` on of `pixels` pixels of output row `row`.
+  struct Tile {
+    int64_t row, pixels;
+    const float* planes;
+    int64_t channel, lanes, y;
+  };
+
+  template <int kVectors, int kPixels>
+  void convolve_tile(const Tile& tile, const float* w, Prefetcher& prefetch_next) const {
+    if constexpr (2 * kPixels > kMostPixels<kVectors>)
+      if (tile.pixels < kPixels) return convolve_tile<kVectors, kPixels - 1>(tile, w, prefetch_next);
+    compute_tile<kVectors, kPixels>(tile, w, prefetch_next);
+  }
+
+  template <int kVectors, int kPixels>
+  __attribute__((noinline)) void compute_tile(const Tile& tile, const float* w,
+                                              Prefetcher& prefetch_next) const {
+    for (int64_t q = 0; q < tile.pixels; ++q) prefetch_for_write(y_.at(tile.y + q * p_.y_stride[3]));
+    Vec acc[kVectors][kPixels] = {};
+    sum_tile<kVectors, kPixels>(tile, w, acc, prefetch_next);
+    unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
+      const int64_t lanes = std::min<int64_t>(kLanes, tile.lanes - v * kLanes);
+      store_tile(acc[v], tile.pixels, Finish(epilogue_, tile.channel + v * kLanes, lanes), 0, lanes, y_,
+                 tile.y + v * kLanes, p_.y_stride[3]);
     });
   }
 
-  template <int kVectors, int kPixels, int kStride>
-  __attribute__((noinline)) void convolve(int64_t task, float* ring) const {
-    const int64_t block = task % blocks(), column = task / blocks() % ring_.tiles * kPixels,
-                  strip = task / blocks() / ring_.tiles % ring_.strips,
-                  n = task / blocks() / ring_.tiles / ring_.strips;
-    const int64_t channel = first_output(block), count = end_output(block) - channel;
-    const int64_t first_input = block / blocks_per_group_ * p_.in_per_group();
-    const int64_t pixels = std::min<int64_t>(kPixels, p_.ow - column);
-    const int64_t tile = n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
-    const auto fill = [&](int64_t x, int64_t cells, float* to) RK_INLINE_LAMBDA {
-      for (int64_t plane = 0; plane < planes_; ++plane) {
-        const int64_t lanes = std::min<int64_t>(p_.in_per_group() - plane * kLanes, kLanes);
-        int64_t step = p_.x_stride[3];
-        const float* from = x_.pixels(x + plane * kLanes, first_input + plane * kLanes, cells, lanes,
-                                      ring + planes_ * ring_.plane, step);
-        float* cell = to + plane * ring_.plane;
-        for (int64_t q = 0; q < cells; ++q, from += step, cell += kLanes)
-          store(cell, lanes == kLanes ? load(from) : load_first(from, lanes));
-      }
-    };
-    ring_.walk(p_, x_, n * p_.x_stride[0] + first_input, strip, column, ring, planes_, fill,
-               [&](int64_t row, int64_t top, Prefetcher prefetch_next) RK_INLINE_LAMBDA {
-                 Vec acc[kVectors][kPixels] = {};
-                 sum_tile<kVectors, kPixels, kStride>(top, ring, weights_.data() + block * block_size_, acc,
-                                                      prefetch_next);
-                 unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
-                   const int64_t lanes = std::min<int64_t>(kLanes, count - v * kLanes);
-                   if (lanes > 0)
-                     store_tile(acc[v], pixels, Finish(epilogue_, channel + v * kLanes, lanes), 0, lanes, y_,
-                                tile + row * p_.y_stride[2] + v * kLanes, p_.y_stride[3]);
-                 });
-               });
-  }
-
-  template <int kVectors, int kPixels, int kStride>
-  RK_INLINE void sum_tile(int64_t top, float* ring, const float* w, Vec (&acc)[kVectors][kPixels],
+  template <int kVectors, int kPixels>
+  RK_INLINE void sum_tile(const Tile& tile, const float* w, Vec (&acc)[kVectors][kPixels],
                           Prefetcher& prefetch_next) const {
+    const int64_t top = tile.row * p_.stride[0] - p_.padding[0];
     for (int64_t i = 0; i < p_.kh; ++i) {
       const int64_t row = top + i * p_.dilation[0];
       if (row < 0 || row >= p_.h) {
-        w += p_.kw * p_.in_per_group() * kVectors * kLanes;
+        w += p_.kw * inputs_ * kVectors * kLanes;
         continue;
       }
-      const float* cells = ring_.row(ring, row);
-      for (int64_t j = 0; j < p_.kw; ++j, cells += p_.dilation[1] * kLanes)
-        for (int64_t plane = 0; plane < planes_; ++plane) {
-          unroll<2 * kStride>([&](auto) RK_INLINE_LAMBDA { prefetch_next(); });
-          const float* x = cells + plane * ring_.plane;
-          const float* end = x + std::min<int64_t>(kLanes, p_.in_per_group() - plane * kLanes);
-          for (; x < end; ++x, w += kVectors * kLanes) {
+      for (int64_t j = 0; j < p_.kw; ++j) {
+        const float* plane = tile.planes + taps_[i * p_.kw + j];
+        for (int64_t left = inputs_; left > 0; left -= kLanes, plane += plane_) {
+          prefetch_next();
+          const float* end = plane + std::min<int64_t>(kLanes, left);
+          for (const float* x = plane; x < end; ++x, w += kVectors * kLanes) {
             Vec weight[kVectors];
             unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { weight[v] = load(w + v * kLanes); });
             unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA {
-              const Vec in = broadcast(x[q * kStride * kLanes]);
+              const Vec in = broadcast(x[q * kLanes]);
               unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { acc[v][q] = fma(in, weight[v], acc[v][q]); });
             });
           }
         }
+      }
     }
   }
 
@@ -164,9 +257,10 @@ class Broadcast {
   const float* const w_;
   const Output y_;
   const Epilogue& epilogue_;
-  const int64_t vectors_;
-  const Ring ring_;
-  const int64_t planes_, blocks_per_group_, block_size_;
+  const int64_t inputs_, planes_, vectors_, blocks_per_group_;
+  const PaddedStrip strip_;
+  const int64_t plane_, vector_size_;
+  const std::unique_ptr<int64_t[]> taps_;
   const Scratch weights_;
 };
 

@@ -45,6 +45,20 @@ struct Finish {
   }
 };
 
+// Stores lanes [begin, end) of a tile's first `pixels`.
+template <int kPixels>
+RK_INLINE void store_tile(const Vec (&acc)[kPixels], int64_t pixels, const Finish& finish, int64_t begin,
+                          int64_t end, const Output& y, int64_t to, int64_t next_pixel) {
+  if (pixels == kPixels && end - begin == kLanes && !finish.silu && y.is_float()) {
+    float* floats = y.floats(to);
+    unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { store(floats + q * next_pixel, finish.bounded(acc[q])); });
+    return;
+  }
+  Vec sums[kPixels];
+  unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { sums[q] = acc[q]; });
+  for (int64_t q = 0; q < pixels; ++q, to += next_pixel) y.store_lanes(to, finish(sums[q]), begin, end);
+}
+
 // Prefetches `runs` runs of cells one at a time, between multiply-adds: requests in a burst would wait for
 // each other. Then it stays on the last cell.
 struct Prefetcher {

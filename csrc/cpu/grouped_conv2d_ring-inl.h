@@ -74,19 +74,5 @@ struct Ring {
   static constexpr int64_t kStripRows = 14;
 };
 
-// Stores lanes [begin, end) of a tile's first `pixels`.
-template <int kPixels>
-RK_INLINE void store_tile(const Vec (&acc)[kPixels], int64_t pixels, const Finish& finish, int64_t begin,
-                          int64_t end, const Output& y, int64_t to, int64_t next_pixel) {
-  if (pixels == kPixels && end - begin == kLanes && !finish.silu && y.is_float()) {
-    float* floats = y.floats(to);
-    unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { store(floats + q * next_pixel, finish.bounded(acc[q])); });
-    return;
-  }
-  Vec sums[kPixels];
-  unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA { sums[q] = acc[q]; });
-  for (int64_t q = 0; q < pixels; ++q, to += next_pixel) y.store_lanes(to, finish(sums[q]), begin, end);
-}
-
 }  // namespace
 }  // namespace rk::cpu::RK_ISA
