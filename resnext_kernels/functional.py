@@ -112,6 +112,8 @@ def grouped_conv2d_bn_act(
             direct.remember(key, made)
         scale, shift = fold_running(*bn, eps, x)
         return _grouped_conv2d_affine_act(x, weight, scale, shift, *conv, activation, requested)
+    if not torch.compiler.is_compiling():
+        requested = backends.of_chain(forward + (_FUSED_BACKWARD if needs_grad else ()), problem, requested)
     stats = (None, None) if training else bn[2:]
     y, z, mean, var, *_ = _grouped_conv2d_bn_act(x, weight, *bn[:2], *stats, *conv, eps, activation, requested)
     _update(bn, mean, var, z, training, momentum)

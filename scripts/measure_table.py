@@ -22,7 +22,7 @@ from resnext_kernels.testing.verify import verify
 
 BATCHES, LAYOUTS, SECONDS = (1, 8), ("nchw", "nhwc"), 0.7
 EVALUATION = ("grouped_conv2d_affine_act",)
-TRAINING = ("grouped_conv2d_stats", "grouped_conv2d_affine_act_backward")
+TRAINING = ("grouped_conv2d_stats", "affine_act", "bn_act_reduce", "grouped_conv2d_affine_act_backward")
 NORM = ("bn_stats", "affine_act", "bn_act_reduce", "affine_act_backward")
 
 

@@ -120,9 +120,10 @@ class Planes {
     }
   }
 
+  // Not inlined: in a larger function, GCC spills what the loop needs.
   template <int kOutputs, int kVectors>
-  void sum_tile(int64_t width, const float* planes, const float* w, float* sums,
-                Prefetcher& prefetch_next) const {
+  __attribute__((noinline)) void sum_tile(int64_t width, const float* planes, const float* w, float* sums,
+                                          Prefetcher& prefetch_next) const {
     if constexpr (kVectors > 1)
       if (width < kVectors) return sum_tile<kOutputs, kVectors - 1>(width, planes, w, sums, prefetch_next);
     // With a stride there are several inputs to an output, and memory is slower than the multiply-adds.

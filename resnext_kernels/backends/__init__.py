@@ -100,6 +100,17 @@ def _all_aten(ops, problem, requested, state):
     return all(module is aten for module in chosen)
 
 
+def of_chain(ops: tuple[str, ...], problem, requested: str) -> str:
+    """What to request for the ops of a chain: its kernels were measured together, so auto takes all of them or none.
+
+    Where `ops`, those that the chain was measured by, get one kernel backend, that, and aten for what it lacks.
+    """
+    if requested != AUTO:
+        return requested
+    names = {select(op, problem, requested).NAME for op in ops}
+    return f"{names.pop()},{aten.NAME}" if len(names) == 1 and names != {aten.NAME} else requested
+
+
 def always_plain(requested: str) -> bool:
     """Whether `requested` means aten whatever the problem: what can be known while sizes are symbolic."""
     return requested == aten.NAME or (requested == AUTO and not any(module.measured() for module in ORDER))
