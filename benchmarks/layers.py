@@ -64,7 +64,7 @@ class Layer:
         return run
 
     def folded(self, layout):
-        _, scale, shift = fold(*self.running, *self.bn, EPS)
+        *_, scale, shift = fold(*self.running, *self.bn, EPS)
         weight = (self.weight * scale.view(-1, 1, 1, 1)).to(self.weight.dtype)
         x, weight = self.x[layout], weight.contiguous(memory_format=cases.FORMATS[layout])
         shift = shift.to(weight.dtype)
