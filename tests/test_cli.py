@@ -39,8 +39,8 @@ def test_explain(capsys):
     assert cli.main(["explain", "n8_c128_h56_g32_nhwc"]) == 0
     shown = capsys.readouterr().out
     assert "n8_c128_h56_w56_o128_k3x3_s1x1_p1x1_d1x1_g32_float32_nhwc_cpu" in shown
-    assert "not measured on this CPU" in shown and "has no bn_stats" in shown
-    assert cli.main(["explain", "c8_h8_float16", "--backend", "cpu"]) == 0
+    assert "not measured on this CPU" in shown
+    assert cli.main(["explain", "c8_h8_float64", "--backend", "cpu"]) == 0
     assert "none" in capsys.readouterr().out
 
 
@@ -79,7 +79,7 @@ def test_report_has_every_field(report):
 @pytest.mark.skipif(_native.missing is not None, reason=f"{_native.missing}")
 def test_report_names_the_backend_that_ran(report):
     eager, folded = ({f"{kind} nchw", f"{kind} channels_last"} for kind in ("eager", "folded"))
-    expected = {"eval": ("cpu", eager | folded), "train": ("aten", eager)}
+    expected = {"eval": ("cpu", eager | folded), "train": ("cpu", eager)}
     for row in report[1]["rows"]:
         assert (row["backend"], set(row["baselines"])) == expected[row["pass"]]
 
