@@ -5,7 +5,8 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// The sums of g and of g * (z - mean).
+// The sums of g and of g * (z - mean), in doubles: few values may pass the activation, and then the roundings
+// of floats do not average out. A record holds each sum in two floats.
 template <class T, class ActivationConstant>
 class ReduceTerms {
  public:
@@ -13,8 +14,10 @@ class ReduceTerms {
     AffineVectors pre;
     Vec mean, rstd;
   };
+  using Element = double;
+  using Sum = Doubles;
   struct Record {
-    Vec sum_g, sum_g_xhat;
+    Vec sum_g[2], sum_g_xhat[2];
   };
   static constexpr int kVectors = 4;
 
@@ -32,14 +35,14 @@ class ReduceTerms {
   }
   RK_INLINE Vectors at(int64_t j) const { return vectors(j, kLanes); }
 
-  RK_INLINE void add(const Vectors& vectors, int64_t i, int64_t count, Vec& a, Vec& b) const {
+  RK_INLINE void add(const Vectors& vectors, int64_t i, int64_t count, Doubles& a, Doubles& b) const {
     const auto load_from = [&](const void* image) RK_INLINE_LAMBDA {
       return load_up_to(static_cast<const T*>(image) + i, count);
     };
     const Vec z = load_from(reduce_.z), pre = reduce_.y ? load_from(reduce_.y) : vectors.pre(z);
-    const Vec g = activation_grad(load_from(reduce_.dy), pre, ActivationConstant{});
+    const Doubles g = to_doubles(activation_grad(load_from(reduce_.dy), pre, ActivationConstant{}));
     a += g;
-    b = fma(g, z - vectors.mean, b);
+    b += g * (to_doubles(z) - to_doubles(vectors.mean));
   }
 
   RK_INLINE void prefetch(int64_t i) const {
@@ -48,16 +51,27 @@ class ReduceTerms {
     if (reduce_.y) RK_ISA::prefetch(static_cast<const T*>(reduce_.y) + i);
   }
 
-  static Record record(const Vectors& vectors, int64_t, Vec a, Vec b) { return {a, b * vectors.rstd}; }
-
-  static void merge(int64_t, Record& record, int64_t, const Record& other) {
-    record.sum_g += other.sum_g;
-    record.sum_g_xhat += other.sum_g_xhat;
+  static Record record(const Vectors& vectors, int64_t, Doubles a, Doubles b) {
+    Record record;
+    split(a, record.sum_g);
+    split(b * to_doubles(vectors.rstd), record.sum_g_xhat);
+    return record;
   }
 
-  static std::pair<Vec, Vec> result(const Record& record) { return {record.sum_g, record.sum_g_xhat}; }
+  static void merge(int64_t, Record& record, int64_t, const Record& other) {
+    split(whole(record.sum_g) + whole(other.sum_g), record.sum_g);
+    split(whole(record.sum_g_xhat) + whole(other.sum_g_xhat), record.sum_g_xhat);
+  }
+
+  static std::pair<Vec, Vec> result(const Record& record) { return {record.sum_g[0], record.sum_g_xhat[0]}; }
 
  private:
+  static void split(Doubles sum, Vec (&parts)[2]) {
+    parts[0] = to_floats(sum);
+    parts[1] = to_floats(sum - to_doubles(parts[0]));
+  }
+  static Doubles whole(const Vec (&parts)[2]) { return to_doubles(parts[0]) + to_doubles(parts[1]); }
+
   RK_INLINE Vectors vectors(int64_t channel, int64_t count) const {
     return {AffineVectors(reduce_.scale, reduce_.shift, channel, count),
             channel_vector(reduce_.mean, channel, count), channel_vector(reduce_.rstd, channel, count)};

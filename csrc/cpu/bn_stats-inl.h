@@ -15,6 +15,8 @@ class StatsTerms {
   struct Record {
     Vec origin, offset, m2;
   };
+  using Element = float;
+  using Sum = Vec;
   static constexpr int kVectors = 2;
 
   explicit StatsTerms(const T* z, const float* origin = nullptr) : z_(z), origin_(origin) {}

@@ -3,6 +3,7 @@
 //
 // Terms says what is summed:
 //   Vectors, the per-channel vectors that it needs, each kLanes neighbouring channels or kLanes times one
+//   Element and Sum, what sums are kept in: floats in a Vec or Doubles
 //   kVectors, how many periods of scratch of_pixels needs
 //   of_pixels(lanes, begin, end, scratch): the Terms for these elements, channels last; its at(j) are the
 //       Vectors of element j of a period
@@ -98,12 +99,15 @@ class Records {
 template <class Terms>
 class SumChunks {
  public:
+  using Element = typename Terms::Element;
+  using Sum = typename Terms::Sum;
+
   SumChunks(const ChannelLanes& lanes, const Chunks& chunks, const Terms& terms,
             const Records<typename Terms::Record>& records)
       : lanes_(lanes), chunks_(chunks), terms_(terms), records_(records) {}
 
   int64_t tasks() const { return chunks_.tasks(); }
-  int64_t scratch_floats() const { return (4 + Terms::kVectors) * lanes_.period; }
+  int64_t scratch_floats() const { return (4 * kWidth + Terms::kVectors) * lanes_.period; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {
@@ -120,40 +124,47 @@ class SumChunks {
   void sum_pixels(int64_t chunk, float* scratch) const {
     const int64_t period = lanes_.period, end = chunks_.end_pixel(chunk) * lanes_.c;
     int64_t i = chunks_.first_pixel(chunk) * lanes_.c;
-    float *a = scratch, *b = a + period, *block = b + period;
-    const Terms terms = terms_.of_pixels(lanes_, i, end, block + 2 * period);
-    std::memset(a, 0, 2 * period * sizeof(float));
+    Element *a = reinterpret_cast<Element*>(scratch), *b = a + period, *block = b + period;
+    const Terms terms = terms_.of_pixels(lanes_, i, end, scratch + 4 * kWidth * period);
+    std::memset(a, 0, 2 * period * sizeof(Element));
     for (; i < end; i += kPeriods * period) {
-      std::memset(block, 0, 2 * period * sizeof(float));
+      std::memset(block, 0, 2 * period * sizeof(Element));
       add_periods(terms, i, std::min(i + kPeriods * period, end), block, block + period);
-      for (int64_t j = 0; j < 2 * period; j += kLanes) store(a + j, load(a + j) + load(block + j));
+      for (int64_t j = 0; j < 2 * period; j += kLanes) put(a + j, get(a + j) + get(block + j));
     }
     for (int64_t j = lanes_.c; j < period; ++j) a[j % lanes_.c] += a[j], b[j % lanes_.c] += b[j];
     for (int64_t j = 0; j < lanes_.c; j += kLanes)
-      records_.store(chunk, j, terms.record(terms.at(j), chunks_.values(chunk), load(a + j), load(b + j)));
+      records_.store(chunk, j, terms.record(terms.at(j), chunks_.values(chunk), get(a + j), get(b + j)));
   }
 
-  void add_periods(const Terms& terms, int64_t begin, int64_t end, float* a, float* b) const {
+  static RK_INLINE Sum get(const Element* sums) {
+    Sum sum;
+    std::memcpy(&sum, sums, sizeof sum);
+    return sum;
+  }
+  static RK_INLINE void put(Element* sums, const Sum& sum) { std::memcpy(sums, &sum, sizeof sum); }
+
+  void add_periods(const Terms& terms, int64_t begin, int64_t end, Element* a, Element* b) const {
     struct Place {
       typename Terms::Vectors vectors;
-      float *a, *b;
+      Element *a, *b;
     };
     lanes_.for_each_pixel(
         begin, end, [&](int64_t j, int64_t) RK_INLINE_LAMBDA { return Place{terms.at(j), a + j, b + j}; },
         [&](const Place& place, int64_t i, int64_t count) RK_INLINE_LAMBDA {
           terms.prefetch(i + kPrefetch);
-          Vec sum_a = load(place.a), sum_b = load(place.b);
+          Sum sum_a = get(place.a), sum_b = get(place.b);
           add(terms, place.vectors, i, count, sum_a, sum_b);
-          store(place.a, sum_a);
-          store(place.b, sum_b);
+          put(place.a, sum_a);
+          put(place.b, sum_b);
         });
   }
 
   // The terms of `count` lanes.
   static RK_INLINE void add(const Terms& terms, const typename Terms::Vectors& vectors, int64_t i,
-                            int64_t count, Vec& a, Vec& b) {
+                            int64_t count, Sum& a, Sum& b) {
     if (count == kLanes) return terms.add(vectors, i, kLanes, a, b);
-    Vec sum_a = {}, sum_b = {};
+    Sum sum_a = {}, sum_b = {};
     terms.add(vectors, i, count, sum_a, sum_b);
     a += first_lanes_of(sum_a, count);
     b += first_lanes_of(sum_b, count);
@@ -165,7 +176,7 @@ class SumChunks {
     const int64_t pixels = chunks_.end_pixel(chunk) - chunks_.first_pixel(chunk);
     const int64_t images = chunks_.end_image(chunk) - chunks_.first_image(chunk);
     const auto vectors = terms_.of_channel(channel, first, first + pixels, images, pitch);
-    Vec a = {}, b = {};
+    Sum a = {}, b = {};
     for (int64_t image = first; image < first + images * pitch; image += pitch)
       for (int64_t i = image; i < image + pixels; i += kRun)
         add_run(vectors, i, std::min(i + kRun, image + pixels), a, b);
@@ -173,9 +184,9 @@ class SumChunks {
                            terms_.record(vectors, chunks_.values(chunk), sum_lanes(a), sum_lanes(b)));
   }
 
-  RK_INLINE void add_run(const typename Terms::Vectors& vectors, int64_t i, int64_t end, Vec& a,
-                         Vec& b) const {
-    Vec sum_a[kSums] = {}, sum_b[kSums] = {};
+  RK_INLINE void add_run(const typename Terms::Vectors& vectors, int64_t i, int64_t end, Sum& a,
+                         Sum& b) const {
+    Sum sum_a[kSums] = {}, sum_b[kSums] = {};
     for (; i + kSums * kLanes <= end; i += kSums * kLanes)
       unroll<kSums>(
           [&](auto k) RK_INLINE_LAMBDA { terms_.add(vectors, i + k * kLanes, kLanes, sum_a[k], sum_b[k]); });
@@ -185,6 +196,7 @@ class SumChunks {
     b += (sum_b[0] + sum_b[1]) + (sum_b[2] + sum_b[3]);
   }
 
+  static constexpr int64_t kWidth = sizeof(Element) / sizeof(float);
   // How often a lane is added to before its sum goes to another: long chains of float additions lose digits.
   static constexpr int64_t kPeriods = 8;
   static constexpr int kSums = 4;

@@ -145,10 +145,8 @@ def bn_act_reduce(results, grad_output, z, scale, shift, mean, rstd, y, activati
     mean, rstd, unit, dims = _channel(mean), _channel(rstd), _accumulator(z.dtype), (0, 2, 3)
     xhat = (z.double() - mean) * rstd
     size = (z.double().abs() + mean.abs()) * rstd.abs()
-    # In sums of few values roundings do not average out: those of the sum count for 4, of a term's difference and
-    # scaling for 2 more.
-    error_g = 4 * unit * g.abs().sum(dims) + doubt.sum(dims)
-    error_gx = 6 * unit * (g.abs() * size).sum(dims) + (doubt * xhat.abs()).sum(dims)
+    error_g = 2 * unit * g.abs().sum(dims) + doubt.sum(dims)
+    error_gx = 2 * unit * (g.abs() * size).sum(dims) + (doubt * xhat.abs()).sum(dims)
     return [Gate("sum_g", g.sum(dims), error_g), Gate("sum_g_xhat", (g * xhat).sum(dims), error_gx)]
 
 
