@@ -9,9 +9,11 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// kPlaneOutputs x kPlaneVectors accumulators, kPlaneVectors inputs and one weight fit the registers.
-constexpr int kPlaneOutputs = 4;
-constexpr int kPlaneVectors = kRegisters == 32 ? 6 : kLanes == 8 ? 3 : 2;
+// Outputs computed at once, and the vectors of each: their sums, the inputs and one weight fit the registers.
+// Inputs are unaligned, so that the more outputs share one the better.
+constexpr int kPlaneOutputs = 6;
+template <int kOutputs>
+constexpr int kPlaneVectors = std::min(8, (kRegisters - (kLanes == 4 ? 2 : 1)) / (kOutputs + 1));
 
 class Planes {
  public:
@@ -91,29 +93,27 @@ class Planes {
     const int64_t first_row = strip * strip_.output_rows;
     const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
     const int64_t end = (g + 1) * p_.out_per_group();
-    int64_t count;
-    for (int64_t o = end - p_.out_per_group(); o < end; o += count) {
-      count = end - o >= kPlaneOutputs ? kPlaneOutputs : end - o >= 2 ? 2 : 1;
-      const float* w = weights_ + o * weights_per_output_;
+    for (int64_t o = end - p_.out_per_group(); o < end;) {
+      const int64_t count = ceil_div(end - o, ceil_div(end - o, kPlaneOutputs));
       const int64_t y = n * p_.y_stride[0] + o * p_.y_stride[1] + first_row * p_.y_stride[2];
-      if (count == 4)
-        sum<4>(rows, planes, w, sums, prefetch_next);
-      else if (count == 2)
-        sum<2>(rows, planes, w, sums, prefetch_next);
-      else
-        sum<1>(rows, planes, w, sums, prefetch_next);
+      sum<kPlaneOutputs>(count, rows, planes, weights_ + o * weights_per_output_, sums, prefetch_next);
       for (int64_t i = 0; i < count; ++i)
         store_rows(sums + i * flat_, rows, Finish(epilogue_, o + i), y + i * p_.y_stride[1]);
+      o += count;
     }
   }
 
   // Spreads the strip's vectors evenly over the fewest tiles.
   template <int kOutputs>
-  void sum(int64_t rows, const float* planes, const float* w, float* sums, Prefetcher& prefetch_next) const {
+  void sum(int64_t outputs, int64_t rows, const float* planes, const float* w, float* sums,
+           Prefetcher& prefetch_next) const {
+    if constexpr (kOutputs > 1)
+      if (outputs < kOutputs) return sum<kOutputs - 1>(outputs, rows, planes, w, sums, prefetch_next);
+    constexpr int kVectors = kPlaneVectors<kOutputs>;
     int64_t vectors = ceil_div(rows * strip_.pitch, kLanes);
-    for (int64_t tiles = ceil_div(vectors, kPlaneVectors); tiles > 0; --tiles) {
+    for (int64_t tiles = ceil_div(vectors, kVectors); tiles > 0; --tiles) {
       const int64_t width = ceil_div(vectors, tiles);
-      sum_tile<kOutputs, kPlaneVectors>(width, planes, w, sums, prefetch_next);
+      sum_tile<kOutputs, kVectors>(width, planes, w, sums, prefetch_next);
       vectors -= width;
       planes += width * kLanes;
       sums += width * kLanes;
@@ -126,13 +126,11 @@ class Planes {
                                           Prefetcher& prefetch_next) const {
     if constexpr (kVectors > 1)
       if (width < kVectors) return sum_tile<kOutputs, kVectors - 1>(width, planes, w, sums, prefetch_next);
-    // With a stride there are several inputs to an output, and memory is slower than the multiply-adds.
-    const bool strided = strip_.phases(p_) > 1;
     Vec acc[kOutputs][kVectors] = {};
     for (int64_t c = 0; c < p_.in_per_group(); ++c, planes += plane_)
       for (int64_t t = 0; t < taps_; ++t, ++w) {
         const float* at = planes + offsets_[t];
-        if (strided) prefetch_next();
+        prefetch_next();
         Vec in[kVectors];
         unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
           in[v] = load(at + v * kLanes);

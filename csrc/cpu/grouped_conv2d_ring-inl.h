@@ -32,46 +32,113 @@ void with_tile_width(int64_t pixels, Body body) {
   });
 }
 
+// Prefetches a pixel at a time, between multiply-adds: requests in a burst would wait for each other.
+struct RowPrefetcher {
+  const char* at;
+  int64_t step;
+
+  RK_INLINE void operator()() {
+    prefetch(at);
+    at += step;
+  }
+};
+
+// Hands out the rows to prefetch, one for each pass over a row of cells; then the last pixel again and again.
+struct RowsPrefetcher {
+  const char* at;
+  int64_t pixel, line, rows;
+
+  RK_INLINE RowPrefetcher next() {
+    if (--rows < 0) return {at, 0};
+    const RowPrefetcher row{at, pixel};
+    at += line;
+    return row;
+  }
+};
+
 struct Ring {
-  int64_t pixels, tiles, strips, cells, rows, span, plane;
+  int64_t pixels, tiles, cells, strips, strip_rows, rows, span, plane;
 
   Ring(const ConvProblem& p, int64_t pixels)
       : pixels(pixels),
         tiles(ceil_div(p.ow, pixels)),
-        strips(ceil_div(p.oh, kStripRows)),
         cells((pixels - 1) * p.stride[1] + (p.kw - 1) * p.dilation[1] + 1),
+        strips(ceil_div(p.oh, std::clamp<int64_t>(kFloats / (p.c_in * cells * p.stride[0]), 4, 14))),
+        strip_rows(ceil_div(p.oh, strips)),
         rows(power_of_two((p.kh - 1) * p.dilation[0] + 1)),
         span((p.kh - 1) * p.dilation[0] + 1),
         plane(rows * cells * kLanes) {}
 
   float* row(float* ring, int64_t y) const { return ring + (y & (rows - 1)) * cells * kLanes; }
 
+  // Where a tile's strip of rows lies: in the image whose first elements are x and y.
+  struct Place {
+    int64_t x, y, strip, column;
+  };
+
+  Place place(const ConvProblem& p, int64_t tile) const {
+    const int64_t n = tile / tiles / strips;
+    return {n * p.x_stride[0], n * p.y_stride[0], tile / tiles % strips, tile % tiles * pixels};
+  }
+
   // For each output row of a strip: fill(x, count, cells) takes in the input rows that are new, and
-  // finish_row(output row, top input row, prefetch_next) computes it. x is the element of `image` where the
-  // first channel wanted begins.
+  // finish_row(output row, top input row, prefetch_next) computes it. The strip at `next` is prefetched
+  // meanwhile, by each of the `blocks` of channels an equal share of every row.
   template <class Fill, class FinishRow>
-  RK_INLINE void walk(const ConvProblem& p, const Input& image, int64_t x, int64_t strip, int64_t column,
-                      float* ring, int64_t planes, Fill fill, FinishRow finish_row) const {
-    const int64_t first = column * p.stride[1] - p.padding[1];
-    const int64_t begin = std::clamp(-first, int64_t{0}, cells), end = std::clamp(p.w - first, begin, cells);
+  RK_INLINE void walk(const ConvProblem& p, const Input& image, const Place& at, int64_t channel,
+                      const Place& next, int64_t block, float* ring, int64_t planes, Fill fill,
+                      FinishRow finish_row) const {
+    const Columns columns(*this, p, at.column);
     for (int64_t r = 0; r < rows * planes; ++r) {
       float* row = ring + r * cells * kLanes;
-      std::memset(row, 0, begin * kLanes * sizeof(float));
-      std::memset(row + end * kLanes, 0, (cells - end) * kLanes * sizeof(float));
+      std::memset(row, 0, columns.begin * kLanes * sizeof(float));
+      std::memset(row + columns.end * kLanes, 0, (cells - columns.end) * kLanes * sizeof(float));
     }
-    x += (first + begin) * p.x_stride[3];
-    int64_t next = 0;
-    for (int64_t y = strip * kStripRows; y < std::min((strip + 1) * kStripRows, p.oh); ++y) {
-      const int64_t top = y * p.stride[0] - p.padding[0];
-      for (next = std::max(next, top); next < std::min(top + span, p.h); ++next)
-        fill(x + next * p.x_stride[2], end - begin, row(ring, next) + begin * kLanes);
+    const int64_t x = at.x + channel + columns.first * p.x_stride[3];
+    const int64_t begin = at.strip * strip_rows, end = std::min(begin + strip_rows, p.oh);
+    const RowsOf next_rows(*this, p, next.strip);
+    const int64_t next_x =
+        next.x + Columns(*this, p, next.column).first * p.x_stride[3] + block * cells * kLanes;
+    int64_t filled = 0;
+    for (int64_t y = begin; y < end; ++y) {
+      const int64_t top = y * p.stride[0] - p.padding[0], bottom = std::min(top + span, p.h);
+      for (filled = std::max(filled, top); filled < bottom; ++filled)
+        fill(x + filled * p.x_stride[2], columns.count(), row(ring, filled) + columns.begin * kLanes);
+      const int64_t first = next_rows.first + (y - begin) * next_rows.count / (end - begin);
+      const int64_t last = next_rows.first + (y - begin + 1) * next_rows.count / (end - begin);
       finish_row(y, top,
-                 Prefetcher(image, x + next * p.x_stride[2], p.x_stride[3], end - begin, p.x_stride[2],
-                            p.stride[0]));
+                 RowsPrefetcher{image.at(next_x + first * p.x_stride[2]), kLanes * image.element_size(),
+                                p.x_stride[2] * image.element_size(), last - first});
     }
   }
 
-  static constexpr int64_t kStripRows = 14;
+  // The input rows of a strip that lie inside the image.
+  struct RowsOf {
+    int64_t first, count;
+
+    RowsOf(const Ring& ring, const ConvProblem& p, int64_t strip) {
+      const int64_t top = strip * ring.strip_rows * p.stride[0] - p.padding[0];
+      const int64_t last = std::min((strip + 1) * ring.strip_rows, p.oh) - 1;
+      first = std::max<int64_t>(top, 0);
+      count = std::max<int64_t>(std::min(last * p.stride[0] - p.padding[0] + ring.span, p.h) - first, 0);
+    }
+  };
+
+  // The cells of a tile that lie inside the image, and the column of the first of them.
+  struct Columns {
+    int64_t begin, end, first;
+
+    Columns(const Ring& ring, const ConvProblem& p, int64_t column) {
+      const int64_t left = column * p.stride[1] - p.padding[1];
+      begin = std::clamp(-left, int64_t{0}, ring.cells);
+      end = std::clamp(p.w - left, begin, ring.cells);
+      first = left + begin;
+    }
+    int64_t count() const { return end - begin; }
+  };
+
+  // About a quarter of L2: the strip at work and the next are there at the same time.
+  static constexpr int64_t kFloats = 64 * 1024;
 };
 
 }  // namespace

@@ -2,9 +2,9 @@
 //
 // A vector holds kLanes neighbouring channels, that is kLanes / kGroup whole groups, and so do its outputs.
 // Every output channel needs every input channel of its group: kGroup times, the vector's lanes are permuted
-// within their groups and multiplied by weights laid out to match, so that no lane is wasted. Shuffles would
-// compete with the multiply-adds for a port: each input vector is shuffled once, when it enters the ring, and
-// half of the permutations come free with the load from there.
+// within their groups and multiplied by weights laid out to match, so that no lane is wasted. Permutations
+// within four lanes are made on the fly, beside the multiply-adds; those beyond cost more and are made once,
+// when a vector enters the ring.
 #pragma once
 #include "cpu/grouped_conv2d_ring-inl.h"
 
@@ -36,8 +36,7 @@ class Rotation {
   int64_t blocks() const { return blocks_; }
   int64_t weights_floats() const { return blocks_ * block_size_; }
 
-  // [kh][kw / taps][permutation][taps][lane]. Lane l of permutation s meets channel l ^ (s & ~1) of its group
-  // or, of the pair there, the one that s & 1 names.
+  // [kh][kw / taps][permutation][taps][lane]. Lane l of permutation s meets lane l ^ s of the input.
   void pack(int64_t block) const {
     float* to = weights_.data() + block * block_size_;
     for (int64_t i = 0; i < p_.kh; ++i)
@@ -46,8 +45,7 @@ class Rotation {
           for (int64_t t = j; t < j + taps_; ++t)
             for (int lane = 0; lane < kLanes; ++lane) {
               const int64_t out = first_channel(block) + lane;
-              const int in = kGroup == 1 ? 0 : (((lane ^ s) % kGroup) & ~1) | (s & 1);
-              *to++ = w_[p_.weight(out / kGroup, out % kGroup, in, i, t)];
+              *to++ = w_[p_.weight(out / kGroup, out % kGroup, (lane ^ s) % kGroup, i, t)];
             }
   }
 
@@ -58,49 +56,55 @@ class Rotation {
   void range(int64_t begin, int64_t end, float* ring) const {
     with_tile_width<kMostPixels>(ring_.pixels, [&](auto pixels) {
       for (int64_t task = begin; task < end; ++task) {
+        const int64_t next = std::min(task / blocks_ + 1, (end - 1) / blocks_);
         if (p_.stride[1] == 1)
-          taps_ == 3 ? convolve<pixels, 1, 3>(task, ring) : convolve<pixels, 1, 1>(task, ring);
+          taps_ == 3 ? convolve<pixels, 1, 3>(task, next, ring) : convolve<pixels, 1, 1>(task, next, ring);
         else
-          taps_ == 3 ? convolve<pixels, 2, 3>(task, ring) : convolve<pixels, 2, 1>(task, ring);
+          taps_ == 3 ? convolve<pixels, 2, 3>(task, next, ring) : convolve<pixels, 2, 1>(task, next, ring);
       }
     });
   }
 
  private:
-  static constexpr int kCopies = kGroup > 2 ? kGroup / 2 : 1;  // of an input vector in the ring
+  // Permutations of one input vector in the ring, and of each of these on the fly. Weights of kAtOnce
+  // permutations fit the registers.
+  static constexpr int kCopies = kGroup > 4 ? kGroup / 4 : 1;
+  static constexpr int kPermutations = kGroup / kCopies;
+  static constexpr int kSides = 2;  // of a row, computed in step: neighbouring cells add to the same sums
+  static constexpr int kAtOnce = kRegisters == 32 ? kPermutations : 1;
   static constexpr int kMostPixels = kRegisters == 32 ? 14 : 8;
 
   // The last block ends at the last channel; those it shares with the block before are not stored again.
   int64_t first_channel(int64_t block) const { return std::min(block * kLanes, p_.c_out - kLanes); }
 
   template <int kPixels, int kStride, int kTaps>
-  __attribute__((noinline)) void convolve(int64_t task, float* ring) const {
-    const int64_t block = task % blocks_, column = task / blocks_ % ring_.tiles * kPixels,
-                  strip = task / blocks_ / ring_.tiles % ring_.strips,
-                  n = task / blocks_ / ring_.tiles / ring_.strips;
-    const int64_t channel = first_channel(block), pixels = std::min<int64_t>(kPixels, p_.ow - column);
+  __attribute__((noinline)) void convolve(int64_t task, int64_t next_tile, float* ring) const {
+    const Ring::Place at = ring_.place(p_, task / blocks_), next = ring_.place(p_, next_tile);
+    const int64_t block = task % blocks_, channel = first_channel(block);
+    const int64_t pixels = std::min<int64_t>(kPixels, p_.ow - at.column);
     const Finish finish(epilogue_, channel, kLanes);
-    const int64_t tile = n * p_.y_stride[0] + column * p_.y_stride[3] + channel;
+    const int64_t tile = at.y + at.column * p_.y_stride[3] + channel;
     const auto fill = [&](int64_t x, int64_t count, float* cells) RK_INLINE_LAMBDA {
       int64_t step = p_.x_stride[3];
       const float* from = x_.pixels(x, channel, count, kLanes, ring + kCopies * ring_.plane, step);
       for (int64_t q = 0; q < count; ++q) {
         const Vec v = load(from + q * step);
         unroll<kCopies>([&](auto m) RK_INLINE_LAMBDA {
-          store(cells + m * ring_.plane + q * kLanes, xor_lanes<2 * m>(v));
+          store(cells + m * ring_.plane + q * kLanes, xor_lanes<m * kPermutations>(v));
         });
       }
     };
-    ring_.walk(p_, x_, n * p_.x_stride[0] + channel, strip, column, ring, kCopies, fill,
-               [&](int64_t row, int64_t top, Prefetcher prefetch_next) RK_INLINE_LAMBDA {
+    ring_.walk(p_, x_, at, channel, next, block, ring, kCopies, fill,
+               [&](int64_t row, int64_t top, RowsPrefetcher rows) RK_INLINE_LAMBDA {
                  const int64_t y = tile + row * p_.y_stride[2];
-                 for (int64_t q = 0; q < pixels; ++q) prefetch_for_write(y_.at(y + q * p_.y_stride[3]));
+                 for (int64_t q = 0; q < pixels; ++q)
+                   prefetch_for_write(y_.at(y + p_.y_stride[2] + q * p_.y_stride[3]));
                  Vec acc[kPixels] = {};
                  const float* w = weights_.data() + block * block_size_;
                  for (int64_t i = 0; i < p_.kh; ++i, w += p_.kw * kGroup * kLanes) {
                    const int64_t tap_row = top + i * p_.dilation[0];
                    if (tap_row >= 0 && tap_row < p_.h)
-                     add_row<kPixels, kStride, kTaps>(ring_.row(ring, tap_row), w, acc, prefetch_next);
+                     add_row<kPixels, kStride, kTaps>(ring_.row(ring, tap_row), w, acc, rows);
                  }
                  store_tile(acc, pixels, finish, block * kLanes - channel, kLanes, y_, y, p_.y_stride[3]);
                });
@@ -109,24 +113,32 @@ class Rotation {
   // Adds one kernel row's taps to a tile.
   template <int kPixels, int kStride, int kTaps>
   RK_INLINE void add_row(const float* cells, const float* w, Vec (&acc)[kPixels],
-                         Prefetcher& prefetch_next) const {
-    // Enough for the input of one row of outputs within the steps of a 3x3 kernel.
-    constexpr int kPrefetches = (kMostPixels * kStride * kStride + 2 * kGroup - 1) / (2 * kGroup);
+                         RowsPrefetcher& rows) const {
     for (int64_t j = 0; j < p_.kw; j += kTaps, cells += p_.dilation[1] * kLanes)
       for (int m = 0; m < kCopies; ++m)
-        unroll<(kGroup == 1 ? 1 : 2)>([&](auto parity) RK_INLINE_LAMBDA {
+        unroll<kPermutations / kAtOnce>([&](auto part) RK_INLINE_LAMBDA {
           forget_loads();
-          unroll<kPrefetches>([&](auto) RK_INLINE_LAMBDA { prefetch_next(); });
-          Vec weight[kTaps];
-          unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA { weight[t] = load(w + t * kLanes); });
-          w += kTaps * kLanes;
-          unroll<(kPixels - 1) * kStride + kTaps>([&](auto q) RK_INLINE_LAMBDA {
-            const float* cell = cells + m * ring_.plane + q * kLanes;
-            const Vec x = kGroup == 1 ? load(cell) : load_repeated<parity>(cell);
-            unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA {
-              constexpr int kOffset = q - t;
-              if constexpr (kOffset >= 0 && kOffset % kStride == 0 && kOffset / kStride < kPixels)
-                acc[kOffset / kStride] = fma(x, weight[t], acc[kOffset / kStride]);
+          RowPrefetcher prefetch_next = rows.next();
+          Vec weight[kAtOnce][kTaps];
+          unroll<kAtOnce * kTaps>(
+              [&](auto i) RK_INLINE_LAMBDA { weight[i / kTaps][i % kTaps] = load(w + i * kLanes); });
+          w += kAtOnce * kTaps * kLanes;
+          constexpr int kCells = (kPixels - 1) * kStride + kTaps, kHalf = (kCells + kSides - 1) / kSides;
+          unroll<kHalf>([&](auto q) RK_INLINE_LAMBDA {
+            Vec x[kSides];
+            unroll<kSides>([&](auto side) RK_INLINE_LAMBDA {
+              x[side] = load(cells + m * ring_.plane + (q + side * kHalf) * kLanes);
+              prefetch_next();
+            });
+            unroll<kAtOnce>([&](auto s) RK_INLINE_LAMBDA {
+              unroll<kSides>([&](auto side) RK_INLINE_LAMBDA {
+                const Vec permuted = xor_lanes<part * kAtOnce + s>(x[side]);
+                unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA {
+                  constexpr int kOffset = q + side * kHalf - t;
+                  if constexpr (kOffset >= 0 && kOffset % kStride == 0 && kOffset / kStride < kPixels)
+                    acc[kOffset / kStride] = fma(permuted, weight[s][t], acc[kOffset / kStride]);
+                });
+              });
             });
           });
         });
