@@ -43,16 +43,15 @@ struct RowPrefetcher {
   }
 };
 
-// Hands out the rows to prefetch, one for each pass over a row of cells; then the last pixel again and again.
+// The rows that are left to prefetch, one for each pass over a row of cells.
 struct RowsPrefetcher {
   const char* at;
-  int64_t pixel, line, rows;
+  int64_t pixel, line, left;
 
   RK_INLINE RowPrefetcher next() {
-    if (--rows < 0) return {at, 0};
-    const RowPrefetcher row{at, pixel};
+    --left;
     at += line;
-    return row;
+    return {at - line, pixel};
   }
 };
 

@@ -117,31 +117,42 @@ class Rotation {
     for (int64_t j = 0; j < p_.kw; j += kTaps, cells += p_.dilation[1] * kLanes)
       for (int m = 0; m < kCopies; ++m)
         unroll<kPermutations / kAtOnce>([&](auto part) RK_INLINE_LAMBDA {
-          forget_loads();
-          RowPrefetcher prefetch_next = rows.next();
-          Vec weight[kAtOnce][kTaps];
-          unroll<kAtOnce * kTaps>(
-              [&](auto i) RK_INLINE_LAMBDA { weight[i / kTaps][i % kTaps] = load(w + i * kLanes); });
+          constexpr int kFirst = part * kAtOnce;
+          const float* plane = cells + m * ring_.plane;
+          if (rows.left > 0)
+            add_permutations<kFirst, kPixels, kStride, kTaps>(plane, w, acc, rows.next());
+          else
+            add_permutations<kFirst, kPixels, kStride, kTaps>(plane, w, acc, [] {});
           w += kAtOnce * kTaps * kLanes;
-          constexpr int kCells = (kPixels - 1) * kStride + kTaps, kHalf = (kCells + kSides - 1) / kSides;
-          unroll<kHalf>([&](auto q) RK_INLINE_LAMBDA {
-            Vec x[kSides];
-            unroll<kSides>([&](auto side) RK_INLINE_LAMBDA {
-              x[side] = load(cells + m * ring_.plane + (q + side * kHalf) * kLanes);
-              prefetch_next();
-            });
-            unroll<kAtOnce>([&](auto s) RK_INLINE_LAMBDA {
-              unroll<kSides>([&](auto side) RK_INLINE_LAMBDA {
-                const Vec permuted = xor_lanes<part * kAtOnce + s>(x[side]);
-                unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA {
-                  constexpr int kOffset = q + side * kHalf - t;
-                  if constexpr (kOffset >= 0 && kOffset % kStride == 0 && kOffset / kStride < kPixels)
-                    acc[kOffset / kStride] = fma(permuted, weight[s][t], acc[kOffset / kStride]);
-                });
-              });
-            });
+        });
+  }
+
+  template <int kFirst, int kPixels, int kStride, int kTaps, class PrefetchNext>
+  RK_INLINE void add_permutations(const float* cells, const float* w, Vec (&acc)[kPixels],
+                                  PrefetchNext prefetch_next) const {
+    forget_loads();
+    Vec weight[kAtOnce][kTaps];
+    unroll<kAtOnce * kTaps>([&](auto i)
+                                RK_INLINE_LAMBDA { weight[i / kTaps][i % kTaps] = load(w + i * kLanes); });
+    constexpr int kCells = (kPixels - 1) * kStride + kTaps, kHalf = (kCells + kSides - 1) / kSides;
+    unroll<kHalf>([&](auto q) RK_INLINE_LAMBDA {
+      Vec x[kSides];
+      unroll<kSides>([&](auto side) RK_INLINE_LAMBDA {
+        x[side] = load(cells + (q + side * kHalf) * kLanes);
+        keep_in_register(x[side]);
+        prefetch_next();
+      });
+      unroll<kAtOnce>([&](auto s) RK_INLINE_LAMBDA {
+        unroll<kSides>([&](auto side) RK_INLINE_LAMBDA {
+          const Vec permuted = xor_lanes<kFirst + s>(x[side]);
+          unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA {
+            constexpr int kOffset = q + side * kHalf - t;
+            if constexpr (kOffset >= 0 && kOffset % kStride == 0 && kOffset / kStride < kPixels)
+              acc[kOffset / kStride] = fma(permuted, weight[s][t], acc[kOffset / kStride]);
           });
         });
+      });
+    });
   }
 
   const ConvProblem& p_;
