@@ -88,6 +88,30 @@ struct Prefetcher {
   }
 };
 
+// Prefetches a pixel at a time, as above without a test.
+struct RowPrefetcher {
+  const char* at;
+  int64_t step;
+
+  RK_INLINE void operator()() {
+    prefetch(at);
+    at += step;
+  }
+};
+
+// Rows that are left to prefetch, each in so many pieces a distance apart.
+struct RowsPrefetcher {
+  const char* at;
+  int64_t pixel, row, left;
+  int64_t pieces = 1, piece = 0, done = 0;
+
+  RK_INLINE RowPrefetcher next() {
+    const RowPrefetcher result{at + done * piece, pixel};
+    if (++done == pieces) done = 0, at += row, --left;
+    return result;
+  }
+};
+
 // One group's input rows for a strip of output rows, zero-padded and split by stride phase, so that a kernel
 // tap is a fixed offset and neighbouring outputs read neighbouring cells. A cell is a float or a vector.
 struct PaddedStrip {

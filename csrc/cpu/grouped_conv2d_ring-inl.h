@@ -32,29 +32,6 @@ void with_tile_width(int64_t pixels, Body body) {
   });
 }
 
-// Prefetches a pixel at a time, between multiply-adds: requests in a burst would wait for each other.
-struct RowPrefetcher {
-  const char* at;
-  int64_t step;
-
-  RK_INLINE void operator()() {
-    prefetch(at);
-    at += step;
-  }
-};
-
-// The rows that are left to prefetch, one for each pass over a row of cells.
-struct RowsPrefetcher {
-  const char* at;
-  int64_t pixel, line, left;
-
-  RK_INLINE RowPrefetcher next() {
-    --left;
-    at += line;
-    return {at - line, pixel};
-  }
-};
-
 struct Ring {
   int64_t pixels, tiles, cells, strips, strip_rows, rows, span, plane;
 

@@ -39,15 +39,18 @@ class WgradBroadcast {
     return x_floats_ + dz_floats_ + Cells::temporary_floats(tiles_.x_columns);
   }
 
-  void add(int64_t block, int64_t unit, float* sums, float* scratch) const {
-    const Block b(*this, block);
-    const Tile tile(p_, tiles_, unit);
+  void add(const Place& at, const Place& next, float* sums, float* scratch) const {
+    const Block b(*this, at.block), c(*this, next.block);
+    const Tile tile(p_, tiles_, at.unit);
+    TilePrefetcher prefetch_next(p_, tiles_, Tile(p_, tiles_, next.unit), x_, dy_, c.input(p_), c.inputs,
+                                 c.output(p_), c.outputs);
     float* dz = scratch + x_floats_;
     fill(tile, b, scratch, dz, dz + dz_floats_);
     for (int64_t i = 0; i < p_.kh; ++i)
       for (int64_t j = 0; j < p_.kw; ++j, sums += inputs_ * vectors_ * kLanes) {
         const float* x = scratch + (i * p_.dilation[0] * tiles_.x_columns + j * p_.dilation[1]) * cell_;
-        vectors_ == 2 ? add_tap<2>(b.inputs, tile, x, dz, sums) : add_tap<1>(b.inputs, tile, x, dz, sums);
+        vectors_ == 2 ? add_tap<2>(b.inputs, tile, x, dz, sums, prefetch_next)
+                      : add_tap<1>(b.inputs, tile, x, dz, sums, prefetch_next);
       }
   }
 
@@ -78,25 +81,29 @@ class WgradBroadcast {
           outputs(std::min(k.vectors_ * kLanes, k.p_.out_per_group() - first_output)),
           first_input(block % k.input_blocks_ * k.inputs_),
           inputs(std::min(k.inputs_, k.p_.in_per_group() - first_input)) {}
+
+    // The first channels.
+    int64_t input(const ConvProblem& p) const { return group * p.in_per_group() + first_input; }
+    int64_t output(const ConvProblem& p) const { return group * p.out_per_group() + first_output; }
   };
 
   __attribute__((noinline)) void fill(const Tile& tile, const Block& b, float* x, float* dz,
                                       float* temporary) const {
-    fill_input(p_, tiles_, tile, x_, b.group * p_.in_per_group() + b.first_input, b.inputs, cell_, x,
-               temporary, [](float* cell, Vec v, int64_t c) RK_INLINE_LAMBDA { store(cell + c, v); });
+    fill_input(p_, tiles_, tile, x_, b.input(p_), b.inputs, cell_, x, temporary,
+               [](float* cell, Vec v, int64_t c) RK_INLINE_LAMBDA { store(cell + c, v); });
     for (int64_t r = 0; r < tile.rows; ++r, dz += tile.columns * vectors_ * kLanes)
-      dy_.copy(tile.n, tile.row + r, tile.column, tile.columns, b.group * p_.out_per_group() + b.first_output,
-               b.outputs, temporary, [&](int64_t q, Vec v, int64_t o) RK_INLINE_LAMBDA {
-                 store(dz + q * vectors_ * kLanes + o, v);
-               });
+      dy_.copy(tile.n, tile.row + r, tile.column, tile.columns, b.output(p_), b.outputs, temporary,
+               [&](int64_t q, Vec v, int64_t o)
+                   RK_INLINE_LAMBDA { store(dz + q * vectors_ * kLanes + o, v); });
   }
 
   // Spreads the inputs evenly over the fewest passes.
   template <int kVectors>
-  void add_tap(int64_t inputs, const Tile& tile, const float* x, const float* dz, float* sums) const {
+  void add_tap(int64_t inputs, const Tile& tile, const float* x, const float* dz, float* sums,
+               TilePrefetcher& prefetch_next) const {
     for (int64_t left = inputs; left > 0;) {
       const int64_t count = ceil_div(left, ceil_div(left, kInputs<kVectors>));
-      add_inputs<kVectors, kInputs<kVectors>>(count, tile, x, dz, sums);
+      add_inputs<kVectors, kInputs<kVectors>>(count, tile, x, dz, sums, prefetch_next);
       x += count;
       sums += count * kVectors * kLanes;
       left -= count;
@@ -104,20 +111,22 @@ class WgradBroadcast {
   }
 
   template <int kVectors, int kCount>
-  void add_inputs(int64_t count, const Tile& tile, const float* x, const float* dz, float* sums) const {
+  void add_inputs(int64_t count, const Tile& tile, const float* x, const float* dz, float* sums,
+                  TilePrefetcher& prefetch_next) const {
     if constexpr (kCount > 1)
-      if (count < kCount) return add_inputs<kVectors, kCount - 1>(count, tile, x, dz, sums);
-    add_inputs<kVectors, kCount>(tile, x, dz, sums);
+      if (count < kCount) return add_inputs<kVectors, kCount - 1>(count, tile, x, dz, sums, prefetch_next);
+    add_inputs<kVectors, kCount>(tile, x, dz, sums, prefetch_next);
   }
 
   template <int kVectors, int kCount>
-  __attribute__((noinline)) void add_inputs(const Tile& tile, const float* x, const float* dz,
-                                            float* sums) const {
+  __attribute__((noinline)) void add_inputs(const Tile& tile, const float* x, const float* dz, float* sums,
+                                            TilePrefetcher& prefetch_next) const {
     const int64_t next = p_.stride[1] * cell_;
     Vec acc[kCount][kVectors] = {};
-    for (int64_t r = 0; r < tile.rows; ++r) {
+    for_each_row(tile.rows, prefetch_next, [&](int64_t r, auto prefetch) RK_INLINE_LAMBDA {
       const float* in = x + r * p_.stride[0] * tiles_.x_columns * cell_;
       for (int64_t q = 0; q < tile.columns; ++q, in += next, dz += kVectors * kLanes) {
+        prefetch();
         Vec grad[kVectors];
         unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { grad[v] = load(dz + v * kLanes); });
         unroll<kCount>([&](auto c) RK_INLINE_LAMBDA {
@@ -125,7 +134,7 @@ class WgradBroadcast {
           unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { acc[c][v] = fma(value, grad[v], acc[c][v]); });
         });
       }
-    }
+    });
     unroll<kCount>([&](auto c) RK_INLINE_LAMBDA {
       unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
         float* sum = sums + (c * kVectors + v) * kLanes;

@@ -1,38 +1,54 @@
 // What the kernels of the weight gradient share: sums in chunks, tiles of outputs, images copied as cells.
 //
 // A kernel splits the weights into blocks, and the sum over outputs into units: tiles of the images. `add`
-// adds one unit to a block's sums, `write` stores the sums where the gradient has them.
+// adds one unit to a block's sums and prefetches for the next, `write` stores the sums where the gradient has
+// them.
 #pragma once
 #include "cpu/grouped_conv2d_common-inl.h"
 
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// Sums the units of every block. Where blocks are few or units many, units are split into chunks, whose sums
-// are added in order. Chunks depend on the problem alone, and so do the results' bits.
+// A block of weights at a unit of the sum.
+struct Place {
+  int64_t block, unit;
+};
+
+// Sums the units of every block. Where the sums of all blocks fit a cache, all go through a unit together, so
+// that it is read from memory once. Units are split into chunks, whose sums are added in order. Both depend
+// on the problem alone, and so do the results' bits.
 template <class Kernel>
 class ChunkedSum {
  public:
   explicit ChunkedSum(const Kernel& kernel)
       : kernel_(kernel),
-        chunks_(std::clamp<int64_t>(
-            std::max(ceil_div(kTasks, kernel.blocks()), ceil_div(kernel.units(), kMostUnits)), 1,
-            std::max<int64_t>(kernel.units(), 1))),
         size_(ceil_div(kernel.block_floats(), kLanes) * kLanes),
+        together_(kernel.blocks() * size_ <= kFloats ? kernel.blocks() : 1),
+        groups_(ceil_div(kernel.blocks(), together_)),
+        chunks_(std::clamp<int64_t>(std::max(ceil_div(kTasks, groups_), ceil_div(kernel.units(), kMostUnits)),
+                                    1, std::max<int64_t>(kernel.units(), 1))),
         partials_(chunks_ > 1 ? new float[chunks_ * kernel.blocks() * size_] : nullptr) {}
 
   int64_t chunks() const { return chunks_; }
-  int64_t tasks() const { return chunks_ * kernel_.blocks(); }
-  int64_t scratch_floats() const { return size_ + kernel_.scratch_floats(); }
+  int64_t tasks() const { return chunks_ * groups_; }
+  int64_t scratch_floats() const { return together_ * size_ + kernel_.scratch_floats(); }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task % kernel_.blocks(), chunk = task / kernel_.blocks();
-      float* sums = partials_ ? partial(block, chunk) : scratch;
-      std::memset(sums, 0, size_ * sizeof(float));
-      for (int64_t unit = first_unit(chunk); unit < first_unit(chunk + 1); ++unit)
-        kernel_.add(block, unit, sums, scratch + size_);
-      if (!partials_) kernel_.write(block, sums);
+      const int64_t first = task % groups_ * together_, chunk = task / groups_;
+      const int64_t last = std::min(first + together_, kernel_.blocks());
+      float* sums = partials_ ? partial(first, chunk) : scratch;
+      std::memset(sums, 0, (last - first) * size_ * sizeof(float));
+      const int64_t units = first_unit(chunk + 1);
+      for (int64_t unit = first_unit(chunk); unit < units; ++unit)
+        for (int64_t block = first; block < last; ++block) {
+          const bool wraps = block + 1 == last;
+          const Place next{wraps ? first : block + 1, wraps ? std::min(unit + 1, units - 1) : unit};
+          kernel_.add({block, unit}, next, sums + (block - first) * size_, scratch + together_ * size_);
+        }
+      if (!partials_)
+        for (int64_t block = first; block < last; ++block)
+          kernel_.write(block, sums + (block - first) * size_);
     }
   }
 
@@ -48,6 +64,7 @@ class ChunkedSum {
  private:
   // Enough for some threads to share, and a limit to what is added to one float.
   static constexpr int64_t kTasks = 32, kMostUnits = 1024;
+  static constexpr int64_t kFloats = 32 * 1024;  // of sums: an eighth of L2
 
   int64_t first_unit(int64_t chunk) const { return chunk * kernel_.units() / chunks_; }
   float* partial(int64_t block, int64_t chunk) const {
@@ -55,7 +72,7 @@ class ChunkedSum {
   }
 
   const Kernel& kernel_;
-  const int64_t chunks_, size_;
+  const int64_t size_, together_, groups_, chunks_;
   const std::unique_ptr<float[]> partials_;
 };
 
@@ -72,7 +89,7 @@ void sum_in_chunks(const Kernel& kernel, ParallelFor parallel_for) {
   };
   const ChunkedSum<Kernel> sum(kernel);
   run(sum, parallel_for);
-  const bool large = sum.tasks() * kernel.block_floats() > 16 * 1024;
+  const bool large = sum.chunks() * kernel.blocks() * kernel.block_floats() > 16 * 1024;
   if (sum.chunks() > 1) run(AddChunks{sum, kernel.blocks()}, large ? parallel_for : nullptr);
 }
 
@@ -94,7 +111,7 @@ struct Tiles {
   int64_t count() const { return down * across; }
 
  private:
-  static constexpr int64_t kMostColumns = 64;
+  static constexpr int64_t kMostColumns = 16;
 };
 
 // One tile of one image: its first output and its size.
@@ -114,7 +131,28 @@ class Cells {
  public:
   Cells(const Input& image, const int64_t* stride) : image_(image), stride_(stride) {}
 
-  static int64_t temporary_floats(int64_t most_pixels) { return kLanes * row_floats(most_pixels); }
+  // Of what copy() will read of `rows` rows of `count` pixels, at most `most` at a time; of the BatchNorm's z
+  // if `of_z`.
+  RowsPrefetcher prefetcher(int64_t n, int64_t y, int64_t x, int64_t rows, int64_t count, int64_t most,
+                            int64_t channel, int64_t channels, bool of_z = false) const {
+    const int64_t size = image_.element_size(), line = 64 / size;
+    const int64_t first = n * stride_[0] + std::max<int64_t>(y, 0) * stride_[2] +
+                          std::max<int64_t>(x, 0) * stride_[3] + channel * stride_[1];
+    const char* at = image_.at(first) + (of_z ? image_.to_z() : 0);
+    if (stride_[1] == 1) {
+      const int64_t pixel = stride_[3] * size;
+      if (channels > line) return {at, pixel, stride_[2] * size, rows, ceil_div(channels, line), 64};
+      return {at, pixel, stride_[2] * size, rows, ceil_div(count, most), most * pixel};
+    }
+    // Rows' ends: where they begin was part of the tile before.
+    const int64_t row = stride_[2] * size;
+    at += (count - 1) * stride_[3] * size;
+    return {at, row, stride_[1] * size, channels, ceil_div(rows, most), most * row};
+  }
+
+  bool has_z() const { return image_.has_z(); }
+
+  static int64_t temporary_floats(int64_t most_pixels) { return kLanes * most_pixels; }
 
   // Calls store_cell(q, vector, v) for the vectors of `channels` channels of `count` pixels of a row. Lanes
   // past the last channel are zero.
@@ -129,14 +167,12 @@ class Cells {
         copy_pixels(offset, channel + v, count, lanes, temporary,
                     [&](int64_t q, Vec cell) RK_INLINE_LAMBDA { store_cell(q, cell, v); });
       else
-        transpose_rows(offset, channel + v, count, lanes, temporary,
+        transpose_rows(offset, channel + v, count, lanes,
                        [&](int64_t q, Vec cell) RK_INLINE_LAMBDA { store_cell(q, cell, v); });
     }
   }
 
  private:
-  static int64_t row_floats(int64_t pixels) { return ceil_div(2 * pixels, kLanes) * kLanes; }
-
   template <class StoreCell>
   RK_INLINE void copy_pixels(int64_t offset, int64_t channel, int64_t count, int64_t lanes, float* temporary,
                              StoreCell store_cell) const {
@@ -150,28 +186,62 @@ class Cells {
 
   template <class StoreCell>
   RK_INLINE void transpose_rows(int64_t offset, int64_t channel, int64_t count, int64_t lanes,
-                                float* temporary, StoreCell store_cell) const {
-    const float* rows[kLanes];
-    for (int64_t lane = 0; lane < lanes; ++lane, temporary += row_floats(count)) {
-      int64_t step = stride_[3];
-      rows[lane] = image_.row(offset + lane * stride_[1], channel + lane, count, temporary, step);
-      if (step == 1) continue;
-      copy_row(rows[lane], step, count, temporary);
-      rows[lane] = temporary;
-    }
-    for (int64_t q = 0; q < count; q += kLanes) {
-      const int64_t pixels = std::min<int64_t>(count - q, kLanes);
-      Vec cells[kLanes] = {};
-      for (int64_t lane = 0; lane < lanes; ++lane)
-        cells[lane] = pixels == kLanes ? load(rows[lane] + q) : load_first(rows[lane] + q, pixels);
-      transpose(cells);
-      for (int64_t i = 0; i < pixels; ++i) store_cell(q + i, cells[i]);
-    }
+                                StoreCell store_cell) const {
+    image_.with_transposer(offset, channel, lanes, stride_[1], stride_[3], [&](auto transposed) {
+      for (int64_t q = 0; q < count; q += kLanes) {
+        const int64_t pixels = std::min<int64_t>(count - q, kLanes);
+        Vec cells[kLanes];
+        transposed(q, pixels, cells);
+        unroll<kLanes>([&](auto i) RK_INLINE_LAMBDA {
+          if (i < pixels) store_cell(q + i, cells[i]);
+        });
+      }
+    });
   }
 
   const Input image_;
   const int64_t* const stride_;
 };
+
+// Prefetches what a tile reads of the input, the gradient and its z.
+class TilePrefetcher {
+ public:
+  TilePrefetcher(const ConvProblem& p, const Tiles& tiles, const Tile& tile, const Cells& x, const Cells& dy,
+                 int64_t input, int64_t inputs, int64_t output, int64_t outputs)
+      : parts_{x.prefetcher(tile.n, tile.row * p.stride[0] - p.padding[0],
+                            tile.column * p.stride[1] - p.padding[1], tiles.x_rows, tiles.x_columns,
+                            tiles.columns, input, inputs),
+               dy.prefetcher(tile.n, tile.row, tile.column, tile.rows, tile.columns, tiles.columns, output,
+                             outputs),
+               dy.prefetcher(tile.n, tile.row, tile.column, tile.rows, tile.columns, tiles.columns, output,
+                             outputs, true)},
+        count_(dy.has_z() ? 3 : 2) {}
+
+  bool has_more() const { return part_ < count_; }
+
+  RowPrefetcher next() {
+    const RowPrefetcher row = parts_[part_].next();
+    part_ += parts_[part_].left == 0;
+    return row;
+  }
+
+ private:
+  RowsPrefetcher parts_[3];
+  int part_ = 0, count_;
+};
+
+// Calls add_row(row, prefetch) for the rows of a tile, prefetch() being for every pixel.
+template <class AddRow>
+RK_INLINE void for_each_row(int64_t rows, TilePrefetcher& prefetcher, AddRow add_row) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (!prefetcher.has_more()) {
+      add_row(r, [] {});
+      continue;
+    }
+    RowPrefetcher one = prefetcher.next(), other = prefetcher.has_more() ? prefetcher.next() : one;
+    add_row(r, [&]() RK_INLINE_LAMBDA { one(), other(); });
+  }
+}
 
 // Copies the input that a tile's taps span to rows of x_columns cells, zero outside the image.
 template <class StoreCell>

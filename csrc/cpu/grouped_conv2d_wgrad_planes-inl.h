@@ -38,7 +38,8 @@ class WgradPlanes {
   int64_t block_floats() const { return outputs_ * rows_; }
   int64_t scratch_floats() const { return x_floats_ + outputs_ * flat_ + 2 * strip_.pitch; }
 
-  void add(int64_t block, int64_t unit, float* sums, float* scratch) const {
+  void add(const Place& at, const Place&, float* sums, float* scratch) const {
+    const auto [block, unit] = at;
     const int64_t n = unit / strip_.strips, strip = unit % strip_.strips, group = block / output_blocks_;
     const int64_t first = first_output(block), outputs = end_output(block) - first;
     const int64_t rows = std::min(strip_.output_rows, p_.oh - strip * strip_.output_rows);

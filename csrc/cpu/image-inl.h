@@ -18,6 +18,10 @@ class Input {
   int64_t element_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
   const char* at(int64_t offset) const { return data_ + offset * element_size(); }
 
+  // Where the BatchNorm's z lies from here, in bytes.
+  bool has_z() const { return bn_; }
+  int64_t to_z() const { return bn_ ? static_cast<const char*>(bn_->z) - data_ : 0; }
+
   // Whether there are floats to be read where they are.
   bool in_place() const { return dtype_ == DType::kFloat32 && !bn_; }
 
@@ -49,7 +53,51 @@ class Input {
     return temporary;
   }
 
+  // Calls body(transposed) where transposed(i, count, cells) makes cells of the pixels i to i + count, at
+  // most kLanes, of a row from element `offset` on, whose pixels are `step` and whose `lanes` channels from
+  // `channel` on are `pitch` elements apart.
+  template <class Body>
+  RK_INLINE void with_transposer(int64_t offset, int64_t channel, int64_t lanes, int64_t pitch, int64_t step,
+                                 Body body) const {
+    with_dtype(dtype_, [&](auto type) {
+      using T = decltype(type);
+      const T* from = reinterpret_cast<const T*>(at(offset));
+      const auto cells_of = [&](const T* row, int64_t i, int64_t count, Vec(&cells)[kLanes])
+                                RK_INLINE_LAMBDA {
+                                  load_rows(row + i * step, lanes, pitch, step, count, cells);
+                                  transpose(cells);
+                                };
+      if (!bn_)
+        return body([&](int64_t i, int64_t count, Vec(&cells)[kLanes])
+                        RK_INLINE_LAMBDA { cells_of(from, i, count, cells); });
+      const BnBackwardVectors dz(*bn_, channel, lanes);
+      const T* z = static_cast<const T*>(bn_->z) + offset;
+      body([&](int64_t i, int64_t count, Vec(&cells)[kLanes]) RK_INLINE_LAMBDA {
+        Vec z_cells[kLanes];
+        cells_of(from, i, count, cells);
+        cells_of(z, i, count, z_cells);
+        unroll<kLanes>([&](auto k) RK_INLINE_LAMBDA { cells[k] = dz(cells[k], z_cells[k]); });
+      });
+    });
+  }
+
  private:
+  // `count` elements of each of `lanes` rows; the others are zero.
+  template <class T>
+  static RK_INLINE void load_rows(const T* from, int64_t lanes, int64_t pitch, int64_t step, int64_t count,
+                                  Vec (&rows)[kLanes]) {
+    if (step != 1)
+      unroll<kLanes>([&](auto lane) RK_INLINE_LAMBDA {
+        rows[lane] = lane < lanes ? load_apart(from + lane * pitch, count, step) : Vec{};
+      });
+    else if (lanes == kLanes && count == kLanes)
+      unroll<kLanes>([&](auto lane) RK_INLINE_LAMBDA { rows[lane] = load(from + lane * pitch); });
+    else
+      unroll<kLanes>([&](auto lane) RK_INLINE_LAMBDA {
+        rows[lane] = lane < lanes ? load_first(from + lane * pitch, count) : Vec{};
+      });
+  }
+
   __attribute__((noinline)) void copy_pixels(int64_t offset, int64_t channel, int64_t count, int64_t lanes,
                                              float* temporary, int64_t step) const {
     with_loader(offset, channel, lanes, [&](auto load_at) {

@@ -246,6 +246,14 @@ RK_INLINE void store_apart(T* p, Vec v, int64_t begin, int64_t end, int64_t step
   for (int64_t i = begin; i < end; ++i) p[i * step] = lanes[i];
 }
 
+// The first count lanes, lane i from p[i * step]; the others are zero.
+template <class T>
+RK_INLINE Vec load_apart(const T* p, int64_t count, int64_t step) {
+  T lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i * step];
+  return load(lanes);
+}
+
 template <class T>
 RK_INLINE void store_up_to(T* p, Vec v, int64_t count) {
   count == kLanes ? store(p, v) : store_first(p, v, count);
