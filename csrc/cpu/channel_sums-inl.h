@@ -16,6 +16,7 @@
 //   result(record): the two vectors asked for
 #pragma once
 #include "cpu/activation-inl.h"
+#include "cpu/doubles-inl.h"
 #include "cpu/images-inl.h"
 
 namespace rk::cpu::RK_ISA {

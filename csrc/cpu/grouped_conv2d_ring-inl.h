@@ -58,8 +58,8 @@ struct Ring {
   }
 
   // For each output row of a strip: fill(x, count, cells) takes in the input rows that are new, and
-  // finish_row(output row, top input row, prefetch_next) computes it. The strip at `next` is prefetched
-  // meanwhile, by each of the `blocks` of channels an equal share of every row.
+  // finish_row(output row, top input row, rows to prefetch) computes it. Meanwhile the strip at `next` is
+  // prefetched, each block of channels taking an equal share of every row, so that memory is read in order.
   template <class Fill, class FinishRow>
   RK_INLINE void walk(const ConvProblem& p, const Input& image, const Place& at, int64_t channel,
                       const Place& next, int64_t block, float* ring, int64_t planes, Fill fill,

@@ -138,7 +138,7 @@ class Cells {
     const int64_t size = image_.element_size(), line = 64 / size;
     const int64_t first = n * stride_[0] + std::max<int64_t>(y, 0) * stride_[2] +
                           std::max<int64_t>(x, 0) * stride_[3] + channel * stride_[1];
-    const char* at = image_.at(first) + (of_z ? image_.to_z() : 0);
+    const char* at = of_z ? image_.z_at(first) : image_.at(first);
     if (stride_[1] == 1) {
       const int64_t pixel = stride_[3] * size;
       if (channels > line) return {at, pixel, stride_[2] * size, rows, ceil_div(channels, line), 64};
@@ -214,7 +214,7 @@ class TilePrefetcher {
                dy.prefetcher(tile.n, tile.row, tile.column, tile.rows, tile.columns, tiles.columns, output,
                              outputs),
                dy.prefetcher(tile.n, tile.row, tile.column, tile.rows, tile.columns, tiles.columns, output,
-                             outputs, true)},
+                             outputs, dy.has_z())},
         count_(dy.has_z() ? 3 : 2) {}
 
   bool has_more() const { return part_ < count_; }

@@ -18,9 +18,11 @@ class Input {
   int64_t element_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
   const char* at(int64_t offset) const { return data_ + offset * element_size(); }
 
-  // Where the BatchNorm's z lies from here, in bytes.
+  // The z of the BnBackward, stored as the image is.
   bool has_z() const { return bn_; }
-  int64_t to_z() const { return bn_ ? static_cast<const char*>(bn_->z) - data_ : 0; }
+  const char* z_at(int64_t offset) const {
+    return static_cast<const char*>(bn_->z) + offset * element_size();
+  }
 
   // Whether there are floats to be read where they are.
   bool in_place() const { return dtype_ == DType::kFloat32 && !bn_; }

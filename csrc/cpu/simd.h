@@ -270,51 +270,11 @@ RK_INLINE void with_dtype(DType dtype, Body body) {
     body(Float16{});
 }
 
-// kLanes doubles, those of the first lanes before those of the others.
-struct Doubles {
-  typedef double Half __attribute__((vector_size(kLanes / 2 * sizeof(double))));
-  Half first, last;
-};
-
-RK_INLINE Doubles operator+(Doubles a, Doubles b) { return {a.first + b.first, a.last + b.last}; }
-RK_INLINE Doubles operator-(Doubles a, Doubles b) { return {a.first - b.first, a.last - b.last}; }
-RK_INLINE Doubles operator*(Doubles a, Doubles b) { return {a.first * b.first, a.last * b.last}; }
-RK_INLINE Doubles& operator+=(Doubles& a, Doubles b) { return a = a + b; }
-
-RK_INLINE Doubles to_doubles(Vec v) {
-#if defined(__AVX512F__)
-  return {(Doubles::Half)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)),
-          (Doubles::Half)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1))};
-#elif defined(__AVX2__)
-  return {(Doubles::Half)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)),
-          (Doubles::Half)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1))};
-#else
-  Doubles result;
-  for (int i = 0; i < kLanes / 2; ++i) result.first[i] = v[i], result.last[i] = v[i + kLanes / 2];
-  return result;
-#endif
-}
-
-// Rounded to nearest.
-RK_INLINE Vec to_floats(Doubles v) {
-  Vec result;
-  for (int i = 0; i < kLanes / 2; ++i) {
-    result[i] = static_cast<float>(v.first[i]);
-    result[i + kLanes / 2] = static_cast<float>(v.last[i]);
-  }
-  return result;
-}
-
 using Lanes = std::make_integer_sequence<int, kLanes>;
 
 template <int kMask, int... kLane>
 RK_INLINE Vec xor_lanes(Vec v, std::integer_sequence<int, kLane...>) {
   return shuffle<(kLane ^ kMask)...>(v, v);
-}
-
-template <int kOdd, int... kLane>
-RK_INLINE Vec repeat_lanes(Vec v, std::integer_sequence<int, kLane...>) {
-  return shuffle<((kLane & ~1) | kOdd)...>(v, v);
 }
 
 template <int... kLane>
@@ -350,29 +310,6 @@ RK_INLINE Vec first_lanes_of(Vec v, int64_t count, std::integer_sequence<int, kL
 
 // v with zeros after its first count lanes.
 RK_INLINE Vec first_lanes_of(Vec v, int64_t count) { return first_lanes_of(v, count, Lanes{}); }
-
-RK_INLINE Doubles sum_lanes(Doubles v) {
-  double sum = 0;
-  for (int i = 0; i < kLanes / 2; ++i) sum += v.first[i] + v.last[i];
-  return {sum - Doubles::Half{}, sum - Doubles::Half{}};
-}
-
-RK_INLINE Doubles first_lanes_of(Doubles v, int64_t count) {
-  for (int64_t i = count; i < kLanes; ++i) (i < kLanes / 2 ? v.first[i] : v.last[i - kLanes / 2]) = 0;
-  return v;
-}
-
-// A load with each pair of lanes filled from its even (kOdd = 0) or odd lane. x86 does this on the load port.
-template <int kOdd>
-RK_INLINE Vec load_repeated(const float* p) {
-#if defined(__AVX512F__)
-  return (Vec)(kOdd ? _mm512_movehdup_ps(_mm512_loadu_ps(p)) : _mm512_moveldup_ps(_mm512_loadu_ps(p)));
-#elif defined(__AVX2__)
-  return (Vec)(kOdd ? _mm256_movehdup_ps(_mm256_loadu_ps(p)) : _mm256_moveldup_ps(_mm256_loadu_ps(p)));
-#else
-  return repeat_lanes<kOdd>(load(p), Lanes{});
-#endif
-}
 
 // The even lanes of a followed by b.
 RK_INLINE Vec even_lanes(Vec a, Vec b) { return even_lanes(a, b, Lanes{}); }
