@@ -131,8 +131,8 @@ class Cells {
  public:
   Cells(const Input& image, const int64_t* stride) : image_(image), stride_(stride) {}
 
-  // Of what copy() will read of `rows` rows of `count` pixels, at most `most` at a time; of the BatchNorm's z
-  // if `of_z`.
+  // Of what copy() will read of `rows` rows of `count` pixels, at most `most` at a time; with `of_z`, of z
+  // instead.
   RowsPrefetcher prefetcher(int64_t n, int64_t y, int64_t x, int64_t rows, int64_t count, int64_t most,
                             int64_t channel, int64_t channels, bool of_z = false) const {
     const int64_t size = image_.element_size(), line = 64 / size;
