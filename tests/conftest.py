@@ -6,6 +6,7 @@ from resnext_kernels import _native, tables
 
 def pytest_addoption(parser):
     parser.addoption("--cases", help="a folder with grouped_3x3.csv: every row whose size allows is run")
+    parser.addoption("--sanitize", action="store_true", help="also run the native library under sanitizers: minutes")
 
 
 @pytest.fixture(autouse=True)

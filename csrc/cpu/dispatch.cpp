@@ -31,7 +31,9 @@ const Kernels& choose() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && (name.empty() || name == "avx2")) return avx2::kKernels;
 #endif
+#ifdef RK_HAVE_baseline
   if (name.empty() || name == "baseline") return baseline::kKernels;
+#endif
   throw std::runtime_error(
       "RESNEXT_KERNELS_CPU_ISA: expected baseline, avx2 or avx512 as this CPU allows, got " + name);
 }
@@ -45,7 +47,9 @@ const Kernels& kernels() {
 
 std::vector<const char*> compiled_isas() {
   return {
+#ifdef RK_HAVE_baseline
       "baseline",
+#endif
 #ifdef RK_HAVE_avx2
       "avx2",
 #endif

@@ -24,28 +24,29 @@ void pack_and_run(const Kernel& kernel, ParallelFor parallel_for) {
 
 // Tries kGroup and its halves.
 template <int kGroup>
-bool run_rotation(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue,
-                  ParallelFor parallel_for) {
-  if (Rotation<kGroup>::supports(p)) {
-    pack_and_run(Rotation<kGroup>(p, x, w, y, epilogue), parallel_for);
+bool run_rotation(const Parts& parts, const Input& x, const Epilogue& epilogue, ParallelFor parallel_for) {
+  if (Rotation<kGroup>::supports(parts.window)) {
+    pack_and_run(Rotation<kGroup>(parts, x, epilogue), parallel_for);
     return true;
   }
-  if constexpr (kGroup > 1) return run_rotation<kGroup / 2>(p, x, w, y, epilogue, parallel_for);
+  if constexpr (kGroup > 1) return run_rotation<kGroup / 2>(parts, x, epilogue, parallel_for);
   return false;
 }
 
-void convolve(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue,
-              ParallelFor parallel_for) {
-  if (p.n == 0) return;
+void convolve(const Parts& parts, const Input& x, const Epilogue& epilogue, ParallelFor parallel_for) {
+  if (parts.window.n == 0) return;
   // From 16 channels a group the rotation kernel's ring outgrows L1 when the stride is 2.
-  if (run_rotation<std::min(kLanes, 8)>(p, x, w, y, epilogue, parallel_for)) return;
-  if (Broadcast::supports(p)) return pack_and_run(Broadcast(p, x, w, y, epilogue), parallel_for);
-  run(Planes(p, x, w, y, epilogue), parallel_for);
+  if (run_rotation<std::min(kLanes, 8)>(parts, x, epilogue, parallel_for)) return;
+  if (Broadcast::supports(parts.window))
+    pack_and_run(Broadcast(parts, x, epilogue), parallel_for);
+  else
+    run(Planes(parts, x, epilogue), parallel_for);
 }
 
 void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const float* w, void* y,
                         const Epilogue& epilogue, ParallelFor parallel_for) {
-  convolve(p, Input(x, p.dtype), w, y, epilogue, parallel_for);
+  const Parts::Part whole{p, w, y};
+  convolve({&whole, 1, 1, p}, Input(x, p.dtype), epilogue, parallel_for);
 }
 
 }  // namespace

@@ -15,24 +15,21 @@ class Broadcast {
     return p.y_stride[1] == 1 && p.x_stride[1] == 1 && p.c_out > 1 && p.stride[1] <= 2;
   }
 
-  Broadcast(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue)
-      : p_(p),
+  Broadcast(const Parts& parts, const Input& x, const Epilogue& epilogue)
+      : parts_(parts),
+        p_(parts.window),
         x_(x),
-        w_(w),
-        y_(y, p.dtype),
         epilogue_(epilogue),
-        inputs_(p.in_per_group()),
+        inputs_(p_.in_per_group()),
         planes_(ceil_div(inputs_, kLanes)),
-        vectors_(ceil_div(p.out_per_group(), kLanes)),
+        vectors_(ceil_div(p_.out_per_group(), kLanes)),
         blocks_per_group_(ceil_div(vectors_, kMostVectors)),
-        strip_(p, kFloats / (planes_ * kLanes)),
-        plane_(strip_.phases(p) * strip_.phase_size * kLanes),
-        vector_size_(p.kh * p.kw * inputs_ * kLanes),
-        taps_(new int64_t[p.kh * p.kw]),
+        strip_(p_, kFloats / (planes_ * kLanes)),
+        plane_(strip_.phases(p_) * strip_.phase_size * kLanes),
+        vector_size_(parts.taps() * inputs_ * kLanes),
+        taps_(tap_offsets(parts, strip_)),
         weights_(weights_floats()) {
     if (!weights_.data()) throw std::bad_alloc();
-    for (int64_t i = 0; i < p.kh; ++i)
-      for (int64_t j = 0; j < p.kw; ++j) taps_[i * p.kw + j] = strip_.tap(p, i, j) * kLanes;
   }
 
   // Of weights to pack. Where only one task reads a block, the task packs it, and finds it in cache.
@@ -97,26 +94,32 @@ class Broadcast {
     return weights_.data() + (b.group * vectors_ + b.first_vector) * vector_size_;
   }
 
-  // [kh][kw][channel][vector][lane]. Lanes past the group's end do not matter.
+  // [part][kh][kw][channel][vector][lane]. Lanes past the group's end do not matter.
   void pack(const Block& b, float* weights) const {
+    for (const Parts::Part& part : parts_) {
+      pack(b, part.p, part.w, weights);
+      weights += part.p.kh * part.p.kw * inputs_ * b.vectors * kLanes;
+    }
+  }
+
+  void pack(const Block& b, const ConvProblem& p, const float* filters, float* weights) const {
     for (int64_t v = 0; v < b.vectors; ++v) {
       const int64_t first = (b.first_vector + v) * kLanes;
-      const int64_t count = std::min<int64_t>(kLanes, p_.out_per_group() - first);
+      const int64_t count = std::min<int64_t>(kLanes, p.out_per_group() - first);
       float* to = weights + v * kLanes;
-      const float* w = w_ + p_.weight(b.group, first, 0, 0, 0);
-      if (count == kLanes && p_.w_stride[4] == 1 && p_.w_stride[3] == p_.kw &&
-          p_.w_stride[2] == p_.kh * p_.kw)
-        pack_rows(w, b.vectors * kLanes, to);
+      const float* w = filters + p.weight(b.group, first, 0, 0, 0);
+      if (count == kLanes && p.w_stride[4] == 1 && p.w_stride[3] == p.kw && p.w_stride[2] == p.kh * p.kw)
+        pack_rows(p, w, b.vectors * kLanes, to);
       else
-        pack_elements(w, count, b.vectors * kLanes, to);
+        pack_elements(p, w, count, b.vectors * kLanes, to);
     }
   }
 
   // Filters that are rows of floats [channel][kh][kw] are transposed, kLanes of them by kLanes floats at a
   // time.
-  void pack_rows(const float* w, int64_t next, float* to) const {
-    const int64_t taps = p_.kh * p_.kw, length = inputs_ * taps, inputs = inputs_;
-    const int64_t next_filter = p_.w_stride[1];
+  void pack_rows(const ConvProblem& p, const float* w, int64_t next, float* to) const {
+    const int64_t taps = p.kh * p.kw, length = inputs_ * taps, inputs = inputs_;
+    const int64_t next_filter = p.w_stride[1];
     int64_t tap = 0, channel = 0;
     for (int64_t k = 0; k < length; k += kLanes) {
       const int64_t count = std::min<int64_t>(kLanes, length - k);
@@ -130,11 +133,11 @@ class Broadcast {
     }
   }
 
-  void pack_elements(const float* w, int64_t count, int64_t next, float* to) const {
-    for (int64_t i = 0; i < p_.kh; ++i)
-      for (int64_t j = 0; j < p_.kw; ++j)
+  void pack_elements(const ConvProblem& p, const float* w, int64_t count, int64_t next, float* to) const {
+    for (int64_t i = 0; i < p.kh; ++i)
+      for (int64_t j = 0; j < p.kw; ++j)
         for (int64_t c = 0; c < inputs_; ++c, to += next)
-          for (int64_t lane = 0; lane < count; ++lane) to[lane] = w[p_.weight(0, lane, c, i, j)];
+          for (int64_t lane = 0; lane < count; ++lane) to[lane] = w[p.weight(0, lane, c, i, j)];
   }
 
   __attribute__((noinline)) void fill(const Strip& s, float* planes) const {
@@ -177,28 +180,48 @@ class Broadcast {
                    : convolve<1>(b, s, planes, w, prefetch_next);
   }
 
-  // Spreads the pixels of a row evenly over the fewest tiles.
   template <int kVectors>
   void convolve(const Block& b, const Strip& s, const float* planes, const float* w,
                 Prefetcher& prefetch_next) const {
+    const int64_t* taps = taps_.get();
+    for (const Parts::Part& part : parts_) {
+      convolve<kVectors>(part, b, s, planes, w, taps, prefetch_next);
+      w += part.p.kh * part.p.kw * inputs_ * kVectors * kLanes;
+      taps += part.p.kh * part.p.kw;
+    }
+  }
+
+  // Spreads the pixels of a row evenly over the fewest tiles.
+  template <int kVectors>
+  void convolve(const Parts::Part& part, const Block& b, const Strip& s, const float* planes, const float* w,
+                const int64_t* taps, Prefetcher& prefetch_next) const {
+    const ConvProblem& p = part.p;
     const int64_t first_row = s.strip * strip_.output_rows;
-    const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
-    const int64_t channel = b.group * p_.out_per_group() + b.first_vector * kLanes;
+    const int64_t rows = std::min(strip_.output_rows, p.oh - first_row);
+    const int64_t channel = b.group * p.out_per_group() + b.first_vector * kLanes;
     for (int64_t r = 0; r < rows; ++r) {
-      Tile tile{first_row + r, 0, planes + r * strip_.pitch * kLanes,
-                channel,       0, s.n * p_.y_stride[0] + channel + (first_row + r) * p_.y_stride[2]};
-      tile.lanes = std::min<int64_t>(kVectors * kLanes, p_.out_per_group() - b.first_vector * kLanes);
-      for (int64_t left = p_.ow; left > 0; left -= tile.pixels) {
+      Tile tile{part,
+                taps,
+                first_row + r,
+                0,
+                planes + r * strip_.pitch * kLanes,
+                channel,
+                0,
+                s.n * p.y_stride[0] + channel + (first_row + r) * p.y_stride[2]};
+      tile.lanes = std::min<int64_t>(kVectors * kLanes, p.out_per_group() - b.first_vector * kLanes);
+      for (int64_t left = p.ow; left > 0; left -= tile.pixels) {
         tile.pixels = ceil_div(left, ceil_div(left, kMostPixels<kVectors>));
         convolve_tile<kVectors, kMostPixels<kVectors>>(tile, w, prefetch_next);
         tile.planes += tile.pixels * kLanes;
-        tile.y += tile.pixels * p_.y_stride[3];
+        tile.y += tile.pixels * p.y_stride[3];
       }
     }
   }
 
   // `lanes` outputs from `channel` on of `pixels` pixels of output row `row`.
   struct Tile {
+    const Parts::Part& part;
+    const int64_t* taps;
     int64_t row, pixels;
     const float* planes;
     int64_t channel, lanes, y;
@@ -214,28 +237,31 @@ class Broadcast {
   template <int kVectors, int kPixels>
   __attribute__((noinline)) void compute_tile(const Tile& tile, const float* w,
                                               Prefetcher& prefetch_next) const {
-    for (int64_t q = 0; q < tile.pixels; ++q) prefetch_for_write(y_.at(tile.y + q * p_.y_stride[3]));
+    const Output y(tile.part.y, p_.dtype);
+    const int64_t next_pixel = tile.part.p.y_stride[3];
+    for (int64_t q = 0; q < tile.pixels; ++q) prefetch_for_write(y.at(tile.y + q * next_pixel));
     Vec acc[kVectors][kPixels] = {};
     sum_tile<kVectors, kPixels>(tile, w, acc, prefetch_next);
     unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
       const int64_t lanes = std::min<int64_t>(kLanes, tile.lanes - v * kLanes);
-      store_tile(acc[v], tile.pixels, Finish(epilogue_, tile.channel + v * kLanes, lanes), 0, lanes, y_,
-                 tile.y + v * kLanes, p_.y_stride[3]);
+      store_tile(acc[v], tile.pixels, Finish(epilogue_, tile.channel + v * kLanes, lanes), 0, lanes, y,
+                 tile.y + v * kLanes, next_pixel);
     });
   }
 
   template <int kVectors, int kPixels>
   RK_INLINE void sum_tile(const Tile& tile, const float* w, Vec (&acc)[kVectors][kPixels],
                           Prefetcher& prefetch_next) const {
-    const int64_t top = tile.row * p_.stride[0] - p_.padding[0];
-    for (int64_t i = 0; i < p_.kh; ++i) {
-      const int64_t row = top + i * p_.dilation[0];
-      if (row < 0 || row >= p_.h) {
-        w += p_.kw * inputs_ * kVectors * kLanes;
+    const ConvProblem& p = tile.part.p;
+    const int64_t top = tile.row * p.stride[0] - p.padding[0];
+    for (int64_t i = 0; i < p.kh; ++i) {
+      const int64_t row = top + i * p.dilation[0];
+      if (row < 0 || row >= p.h) {
+        w += p.kw * inputs_ * kVectors * kLanes;
         continue;
       }
-      for (int64_t j = 0; j < p_.kw; ++j) {
-        const float* plane = tile.planes + taps_[i * p_.kw + j];
+      for (int64_t j = 0; j < p.kw; ++j) {
+        const float* plane = tile.planes + tile.taps[i * p.kw + j] * kLanes;
         for (int64_t left = inputs_; left > 0; left -= kLanes, plane += plane_) {
           prefetch_next();
           const float* end = plane + std::min<int64_t>(kLanes, left);
@@ -252,10 +278,9 @@ class Broadcast {
     }
   }
 
-  const ConvProblem& p_;
+  const Parts& parts_;
+  const ConvProblem& p_;  // the window of the parts
   const Input x_;
-  const float* const w_;
-  const Output y_;
   const Epilogue& epilogue_;
   const int64_t inputs_, planes_, vectors_, blocks_per_group_;
   const PaddedStrip strip_;

@@ -12,6 +12,33 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
+// Convolutions of one image that are computed together: the forward pass is one, the gradient of the input
+// one for each phase of the stride. A part without taps (kh = kw = 0) is zero.
+struct Parts {
+  struct Part {
+    ConvProblem p;
+    const float* w;
+    void* y;
+  };
+
+  const Part* parts;
+  int64_t count, columns;  // so many neighbouring parts make the same rows, their columns taking turns
+  ConvProblem window;      // a convolution that reads what those of all parts read
+
+  const Part* begin() const { return parts; }
+  const Part* end() const { return parts + count; }
+
+  // How far within the window the first tap of a part lies.
+  int64_t down(const ConvProblem& part) const { return window.padding[0] - part.padding[0]; }
+  int64_t across(const ConvProblem& part) const { return window.padding[1] - part.padding[1]; }
+
+  int64_t taps() const {
+    int64_t sum = 0;
+    for (const Part& part : *this) sum += part.p.kh * part.p.kw;
+    return sum;
+  }
+};
+
 // act(sum * scale + shift).
 struct Finish {
   Vec scale, shift, floor;
@@ -63,9 +90,9 @@ RK_INLINE void store_tile(const Vec (&acc)[kPixels], int64_t pixels, const Finis
 // each other. Then it stays on the last cell.
 struct Prefetcher {
   const char* at;
-  int64_t next_cell, next_run, cells, runs, left;
+  int64_t next_cell, next_run, cells, runs, left, to_z;
 
-  // From element `first` of the image; distances count elements.
+  // From element `first` of the image, and of its z; distances count elements.
   Prefetcher(const Input& image, int64_t first, int64_t next_cell, int64_t cells, int64_t next_run,
              int64_t runs)
       : at(image.at(first)),
@@ -73,10 +100,12 @@ struct Prefetcher {
         next_run((next_run - (cells - 1) * next_cell) * image.element_size()),
         cells(cells),
         runs(runs),
-        left(cells) {}
+        left(cells),
+        to_z(image.to_z()) {}
 
   RK_INLINE void operator()() {
     prefetch(at);
+    if (to_z) prefetch(at + to_z);
     if (--left > 0) {
       at += next_cell;
     } else if (--runs > 0) {
@@ -99,7 +128,8 @@ struct RowPrefetcher {
   }
 };
 
-// Rows that are left to prefetch, each in so many pieces a distance apart.
+// Rows that are left to prefetch, each in so many pieces a distance apart: vectors of a pixel, or the image
+// and the z that goes with it.
 struct RowsPrefetcher {
   const char* at;
   int64_t pixel, row, left;
@@ -129,8 +159,8 @@ struct PaddedStrip {
 
   int64_t phases(const ConvProblem& p) const { return p.stride[0] * p.stride[1]; }
 
-  int64_t tap(const ConvProblem& p, int64_t i, int64_t j) const {
-    const int64_t y = i * p.dilation[0], x = j * p.dilation[1];
+  // The cell of an input y rows below and x columns beside that of the first tap.
+  int64_t tap(const ConvProblem& p, int64_t y, int64_t x) const {
     const int64_t phase = y % p.stride[0] * p.stride[1] + x % p.stride[1];
     return phase * phase_size + y / p.stride[0] * pitch + x / p.stride[1];
   }
@@ -155,6 +185,18 @@ struct PaddedStrip {
     }
   }
 };
+
+// The cells of all parts' taps, from that of the window's first.
+inline std::unique_ptr<int64_t[]> tap_offsets(const Parts& parts, const PaddedStrip& strip) {
+  std::unique_ptr<int64_t[]> offsets(new int64_t[parts.taps()]);
+  int64_t* to = offsets.get();
+  for (const Parts::Part& part : parts)
+    for (int64_t i = 0; i < part.p.kh; ++i)
+      for (int64_t j = 0; j < part.p.kw; ++j)
+        *to++ = strip.tap(parts.window, parts.down(part.p) + i * part.p.dilation[0],
+                          parts.across(part.p) + j * part.p.dilation[1]);
+  return offsets;
+}
 
 // Copies what strip number `strip` needs of one channel; `temporary` has two rows of floats.
 inline void fill_plane(const ConvProblem& p, const PaddedStrip& shape, int64_t strip, const Input& x,

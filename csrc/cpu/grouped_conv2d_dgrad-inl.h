@@ -23,18 +23,16 @@ struct PhaseAxis {
 };
 
 // `dz` has the strides of y, dx those of x.
-void dgrad_phase(const ConvProblem& p, int64_t a, int64_t b, const Input& dz, const float* w, void* dx,
-                 ParallelFor parallel_for) {
+Parts::Part dgrad_phase(const ConvProblem& p, int64_t a, int64_t b, const float* w, void* dx) {
   const PhaseAxis rows(a, p.h, p.oh, p.kh, p.stride[0], p.padding[0], p.dilation[0]);
   const PhaseAxis columns(b, p.w, p.ow, p.kw, p.stride[1], p.padding[1], p.dilation[1]);
   ConvProblem q = p;
   std::swap(q.c_in, q.c_out);
   q.h = p.oh, q.w = p.ow, q.oh = rows.size, q.ow = columns.size;
-  if (q.oh <= 0 || q.ow <= 0) return;
   std::copy(p.y_stride, p.y_stride + 4, q.x_stride);
   std::copy(p.x_stride, p.x_stride + 4, q.y_stride);
   for (int i = 0; i < 2; ++i) q.stride[i] = 1, q.y_stride[i + 2] *= p.stride[i];
-  q.kh = rows.taps, q.kw = columns.taps;
+  q.kh = columns.taps ? rows.taps : 0, q.kw = rows.taps ? columns.taps : 0;
   q.padding[0] = rows.padding, q.padding[1] = columns.padding;
   q.dilation[0] = rows.dilation, q.dilation[1] = columns.dilation;
   const int64_t w_stride[] = {p.w_stride[0], p.w_stride[2], p.w_stride[1], -rows.step * p.w_stride[3],
@@ -42,22 +40,38 @@ void dgrad_phase(const ConvProblem& p, int64_t a, int64_t b, const Input& dz, co
   std::copy(w_stride, w_stride + 5, q.w_stride);
   const float* last_tap = w + (rows.first + (rows.taps - 1) * rows.step) * p.w_stride[3] +
                           (columns.first + (columns.taps - 1) * columns.step) * p.w_stride[4];
-  const float zero = 0;
-  if (rows.taps == 0 || columns.taps == 0) {  // one tap, of weight zero, that lies outside dz throughout
-    q.kh = q.kw = 1;
-    q.padding[0] = -p.oh;
-    std::fill(q.w_stride, q.w_stride + 5, 0);
-    last_tap = &zero;
+  const char* first = Output(dx, p.dtype).at(a * p.x_stride[2] + b * p.x_stride[3]);
+  return {q, last_tap, const_cast<char*>(first)};
+}
+
+// The convolution that reads what those of the parts do.
+ConvProblem window_of(const Parts::Part* parts, int64_t count) {
+  if (count == 1) return parts[0].p;
+  ConvProblem window = parts[0].p;
+  int64_t begin[2] = {INT64_MAX, INT64_MAX}, end[2] = {0, 0};
+  for (int64_t i = 0; i < count; ++i) {
+    const ConvProblem& q = parts[i].p;
+    window.oh = std::max(window.oh, q.oh), window.ow = std::max(window.ow, q.ow);
+    const int64_t taps[] = {q.kh, q.kw};
+    for (int axis = 0; axis < 2 && q.kh; ++axis) {
+      begin[axis] = std::min(begin[axis], -q.padding[axis]);
+      end[axis] = std::max(end[axis], -q.padding[axis] + (taps[axis] - 1) * q.dilation[axis] + 1);
+    }
   }
-  void* first = const_cast<char*>(Output(dx, p.dtype).at(a * p.x_stride[2] + b * p.x_stride[3]));
-  convolve(q, dz, last_tap, first, Epilogue{nullptr, nullptr, Activation::kIdentity}, parallel_for);
+  window.kh = end[0] - begin[0], window.kw = end[1] - begin[1];
+  for (int axis = 0; axis < 2; ++axis) window.padding[axis] = -begin[axis], window.dilation[axis] = 1;
+  return window;
 }
 
 void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const float* w, void* dx,
                           const BnBackward* bn, ParallelFor parallel_for) {
-  const Input dz(dy, p.dtype, bn);
-  for (int64_t a = 0; a < p.stride[0]; ++a)
-    for (int64_t b = 0; b < p.stride[1]; ++b) dgrad_phase(p, a, b, dz, w, dx, parallel_for);
+  const std::unique_ptr<Parts::Part[]> parts(new Parts::Part[p.stride[0] * p.stride[1]]);
+  const int64_t columns = std::min(p.stride[1], p.w);
+  int64_t count = 0;
+  for (int64_t a = 0; a < std::min(p.stride[0], p.h); ++a)
+    for (int64_t b = 0; b < columns; ++b) parts[count++] = dgrad_phase(p, a, b, w, dx);
+  convolve({parts.get(), count, columns, window_of(parts.get(), count)}, Input(dy, p.dtype, bn),
+           {nullptr, nullptr, Activation::kIdentity}, parallel_for);
 }
 
 }  // namespace

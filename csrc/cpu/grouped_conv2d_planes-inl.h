@@ -17,34 +17,28 @@ constexpr int kPlaneVectors = std::min(8, (kRegisters - (kLanes == 4 ? 2 : 1)) /
 
 class Planes {
  public:
-  Planes(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue)
-      : p_(p),
+  Planes(const Parts& parts, const Input& x, const Epilogue& epilogue)
+      : parts_(parts),
+        p_(parts.window),
         x_(x),
-        y_(y, p.dtype),
         epilogue_(epilogue),
-        strip_(p, kFloats / p.in_per_group()),
-        taps_(p.kh * p.kw),
-        plane_(strip_.phases(p) * strip_.phase_size),
+        strip_(p_, kFloats / p_.in_per_group()),
+        plane_(strip_.phases(p_) * strip_.phase_size),
         flat_(ceil_div(strip_.output_rows * strip_.pitch, kLanes) * kLanes),
-        offsets_(new int64_t[taps_]),
-        copy_(contiguous(p) ? nullptr : new float[p.c_out * p.in_per_group() * taps_]),
-        weights_(copy_ ? copy_.get() : w),
-        weights_per_output_(copy_ ? p.in_per_group() * taps_ : p.w_stride[1]) {
-    for (int64_t i = 0; i < p.kh; ++i)
-      for (int64_t j = 0; j < p.kw; ++j) offsets_[i * p.kw + j] = strip_.tap(p, i, j);
-    if (copy_) copy_weights(w);
-  }
+        column_floats_(kPlaneOutputs * flat_),
+        offsets_(tap_offsets(parts, strip_)),
+        copy_(parts.count == 1 && contiguous(parts.parts[0].p) ? nullptr : copy_weights(parts)) {}
 
   int64_t tasks() const { return p_.groups * p_.n * strip_.strips; }
 
   // The planes, what a tile reads past the last of them, the sums of one block of outputs, a row of input.
-  int64_t scratch_floats() const { return planes_floats() + kPlaneOutputs * flat_ + 2 * strip_.pitch; }
+  int64_t scratch_floats() const { return sums_end() + 2 * strip_.pitch; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t strip = task % strip_.strips, n = task / strip_.strips % p_.n,
                     g = task / strip_.strips / p_.n;
-      fill(n, g, strip, scratch, scratch + planes_floats() + kPlaneOutputs * flat_);
+      fill(n, g, strip, scratch, scratch + sums_end());
       convolve(n, g, strip, scratch, scratch + planes_floats(), prefetcher(std::min(task + 1, end - 1)));
     }
   }
@@ -59,18 +53,25 @@ class Planes {
            (p.w_stride[0] == p.out_per_group() * p.w_stride[1] || p.groups == 1);
   }
 
-  void copy_weights(const float* w) {
-    float* to = copy_.get();
-    for (int64_t o = 0; o < p_.c_out; ++o)
-      for (int64_t c = 0; c < p_.in_per_group(); ++c)
-        for (int64_t i = 0; i < p_.kh; ++i)
-          for (int64_t j = 0; j < p_.kw; ++j)
-            *to++ = w[p_.weight(o / p_.out_per_group(), o % p_.out_per_group(), c, i, j)];
+  // [part][output][channel][kh][kw]
+  static std::unique_ptr<float[]> copy_weights(const Parts& parts) {
+    const ConvProblem& window = parts.window;
+    std::unique_ptr<float[]> copy(new float[window.c_out * window.in_per_group() * parts.taps()]);
+    float* to = copy.get();
+    for (const auto& [p, w, y] : parts)
+      for (int64_t o = 0; o < p.c_out; ++o)
+        for (int64_t c = 0; c < p.in_per_group(); ++c)
+          for (int64_t i = 0; i < p.kh; ++i)
+            for (int64_t j = 0; j < p.kw; ++j)
+              *to++ = w[p.weight(o / p.out_per_group(), o % p.out_per_group(), c, i, j)];
+    return copy;
   }
 
   int64_t planes_floats() const {
     return ceil_div(p_.in_per_group() * plane_ + strip_.pitch, kLanes) * kLanes + kLanes;
   }
+
+  int64_t sums_end() const { return planes_floats() + parts_.columns * column_floats_; }
 
   void fill(int64_t n, int64_t g, int64_t strip, float* planes, float* temporary) const {
     for (int64_t c = 0; c < p_.in_per_group(); ++c)
@@ -88,32 +89,53 @@ class Planes {
     return Prefetcher(x_, first, 16, ceil_div(rows * p_.x_stride[2], 16), p_.x_stride[1], p_.in_per_group());
   }
 
+  // A part's weights and the offsets of its taps, the first of which is number `tap` of all.
+  struct Filters {
+    const float* w;
+    const int64_t* offsets;
+    int64_t taps, next_output;
+
+    Filters(const Planes& k, const Parts::Part& part, int64_t tap)
+        : w(k.copy_ ? k.copy_.get() + k.p_.c_out * k.p_.in_per_group() * tap : part.w),
+          offsets(k.offsets_.get() + tap),
+          taps(part.p.kh * part.p.kw),
+          next_output(k.copy_ ? k.p_.in_per_group() * taps : part.p.w_stride[1]) {}
+  };
+
   void convolve(int64_t n, int64_t g, int64_t strip, const float* planes, float* sums,
                 Prefetcher prefetch_next) const {
-    const int64_t first_row = strip * strip_.output_rows;
-    const int64_t rows = std::min(strip_.output_rows, p_.oh - first_row);
-    const int64_t end = (g + 1) * p_.out_per_group();
+    const int64_t first_row = strip * strip_.output_rows, end = (g + 1) * p_.out_per_group();
     for (int64_t o = end - p_.out_per_group(); o < end;) {
       const int64_t count = ceil_div(end - o, ceil_div(end - o, kPlaneOutputs));
-      const int64_t y = n * p_.y_stride[0] + o * p_.y_stride[1] + first_row * p_.y_stride[2];
-      sum<kPlaneOutputs>(count, rows, planes, weights_ + o * weights_per_output_, sums, prefetch_next);
-      for (int64_t i = 0; i < count; ++i)
-        store_rows(sums + i * flat_, rows, Finish(epilogue_, o + i), y + i * p_.y_stride[1]);
+      int64_t tap = 0;
+      for (const Parts::Part* part = parts_.begin(); part < parts_.end(); part += parts_.columns) {
+        const ConvProblem& p = part->p;
+        const int64_t rows = std::min(strip_.output_rows, p.oh - first_row);
+        for (int64_t column = 0; column < parts_.columns; ++column) {
+          Filters filters(*this, part[column], tap);
+          tap += filters.taps;
+          filters.w += o * filters.next_output;
+          sum<kPlaneOutputs>(count, rows, planes, filters, sums + column * column_floats_, prefetch_next);
+        }
+        for (int64_t i = 0; i < count; ++i)
+          store_rows(part, sums + i * flat_, rows, Finish(epilogue_, o + i),
+                     n * p.y_stride[0] + (o + i) * p.y_stride[1] + first_row * p.y_stride[2]);
+      }
       o += count;
     }
   }
 
   // Spreads the strip's vectors evenly over the fewest tiles.
   template <int kOutputs>
-  void sum(int64_t outputs, int64_t rows, const float* planes, const float* w, float* sums,
+  void sum(int64_t outputs, int64_t rows, const float* planes, const Filters& filters, float* sums,
            Prefetcher& prefetch_next) const {
     if constexpr (kOutputs > 1)
-      if (outputs < kOutputs) return sum<kOutputs - 1>(outputs, rows, planes, w, sums, prefetch_next);
+      if (outputs < kOutputs) return sum<kOutputs - 1>(outputs, rows, planes, filters, sums, prefetch_next);
     constexpr int kVectors = kPlaneVectors<kOutputs>;
     int64_t vectors = ceil_div(rows * strip_.pitch, kLanes);
     for (int64_t tiles = ceil_div(vectors, kVectors); tiles > 0; --tiles) {
       const int64_t width = ceil_div(vectors, tiles);
-      sum_tile<kOutputs, kVectors>(width, planes, w, sums, prefetch_next);
+      sum_tile<kOutputs, kVectors>(width, planes, filters, sums, prefetch_next);
       vectors -= width;
       planes += width * kLanes;
       sums += width * kLanes;
@@ -122,49 +144,84 @@ class Planes {
 
   // Not inlined: in a larger function, GCC spills what the loop needs.
   template <int kOutputs, int kVectors>
-  __attribute__((noinline)) void sum_tile(int64_t width, const float* planes, const float* w, float* sums,
-                                          Prefetcher& prefetch_next) const {
+  __attribute__((noinline)) void sum_tile(int64_t width, const float* planes, const Filters& filters,
+                                          float* sums, Prefetcher& prefetch_next) const {
     if constexpr (kVectors > 1)
-      if (width < kVectors) return sum_tile<kOutputs, kVectors - 1>(width, planes, w, sums, prefetch_next);
+      if (width < kVectors)
+        return sum_tile<kOutputs, kVectors - 1>(width, planes, filters, sums, prefetch_next);
+    const auto [first, offsets, taps, next_output] = filters;
+    const float* w = first;
     Vec acc[kOutputs][kVectors] = {};
     for (int64_t c = 0; c < p_.in_per_group(); ++c, planes += plane_)
-      for (int64_t t = 0; t < taps_; ++t, ++w) {
-        const float* at = planes + offsets_[t];
+      for (int64_t t = 0; t < taps; ++t, ++w) {
+        const float* at = planes + offsets[t];
         prefetch_next();
         Vec in[kVectors];
         unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
           in[v] = load(at + v * kLanes);
           keep_in_register(in[v]);
         });
-        unroll<kOutputs>([&](auto o) RK_INLINE_LAMBDA {
-          const Vec weight = broadcast(w[o * weights_per_output_]);
-          unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { acc[o][v] = fma(weight, in[v], acc[o][v]); });
-        });
+        add_tap<kOutputs, kVectors>(w, next_output, in, acc);
       }
     unroll<kOutputs>([&](auto o) RK_INLINE_LAMBDA {
       unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { store(sums + o * flat_ + v * kLanes, acc[o][v]); });
     });
   }
 
-  void store_rows(const float* sums, int64_t rows, const Finish& finish, int64_t to) const {
-    for (int64_t r = 0; r < rows; ++r, sums += strip_.pitch, to += p_.y_stride[2])
-      for (int64_t i = 0; i < p_.ow; i += kLanes) {
-        const int64_t count = std::min(p_.ow - i, int64_t{kLanes});
-        const Vec v = finish(load_first(sums + i, count));
-        y_.store_lanes(to + i * p_.y_stride[3], v, 0, count, p_.y_stride[3]);
-      }
+  template <int kOutputs, int kVectors>
+  static RK_INLINE void add_tap(const float* w, int64_t next_output, const Vec (&in)[kVectors],
+                                Vec (&acc)[kOutputs][kVectors]) {
+    unroll<kOutputs>([&](auto o) RK_INLINE_LAMBDA {
+      const Vec weight = broadcast(w[o * next_output]);
+      unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { acc[o][v] = fma(weight, in[v], acc[o][v]); });
+    });
   }
 
-  const ConvProblem& p_;
+  // Of one channel, from element `to` of each of the parts that make the same rows.
+  void store_rows(const Parts::Part* part, const float* sums, int64_t rows, const Finish& finish,
+                  int64_t to) const {
+    const bool zip = parts_.columns == 2 && part->p.y_stride[3] == 2;
+    for (int64_t r = 0; r < rows; ++r, sums += strip_.pitch, to += part->p.y_stride[2]) {
+      if (zip)
+        store_zipped(part, sums, finish, to);
+      else
+        for (int64_t column = 0; column < parts_.columns; ++column)
+          store_row(part[column], sums + column * column_floats_, finish, to);
+    }
+  }
+
+  void store_row(const Parts::Part& part, const float* sums, const Finish& finish, int64_t to) const {
+    const int64_t step = part.p.y_stride[3];
+    for (int64_t i = 0; i < part.p.ow; i += kLanes) {
+      const int64_t count = std::min(part.p.ow - i, int64_t{kLanes});
+      Output(part.y, p_.dtype)
+          .store_lanes(to + i * step, finish(load_first(sums + i, count)), 0, count, step);
+    }
+  }
+
+  // The even columns and the odd ones.
+  void store_zipped(const Parts::Part* part, const float* sums, const Finish& finish, int64_t to) const {
+    const Output y(part->y, p_.dtype);
+    for (int64_t i = 0; i < part[0].p.ow; i += kLanes) {
+      const auto lanes = [&](int64_t column) {
+        return std::clamp<int64_t>(part[column].p.ow - i, 0, kLanes);
+      };
+      const Vec even = finish(load_first(sums + i, lanes(0)));
+      const Vec odd = finish(load_first(sums + column_floats_ + i, lanes(1)));
+      const int64_t count = lanes(0) + lanes(1);
+      y.store_lanes(to + 2 * i, zip_first(even, odd), 0, std::min<int64_t>(count, kLanes));
+      if (count > kLanes) y.store_lanes(to + 2 * i + kLanes, zip_second(even, odd), 0, count - kLanes);
+    }
+  }
+
+  const Parts& parts_;
+  const ConvProblem& p_;  // the window of the parts
   const Input x_;
-  const Output y_;
   const Epilogue& epilogue_;
   const PaddedStrip strip_;
-  const int64_t taps_, plane_, flat_;
+  const int64_t plane_, flat_, column_floats_;
   const std::unique_ptr<int64_t[]> offsets_;
   const std::unique_ptr<float[]> copy_;
-  const float* const weights_;
-  const int64_t weights_per_output_;
 };
 
 }  // namespace

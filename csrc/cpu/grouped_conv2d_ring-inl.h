@@ -58,7 +58,7 @@ struct Ring {
   }
 
   // For each output row of a strip: fill(x, count, cells) takes in the input rows that are new, and
-  // finish_row(output row, top input row, rows to prefetch) computes it. Meanwhile the strip at `next` is
+  // finish_row(output row, rows to prefetch) computes it. Meanwhile the strip at `next` is
   // prefetched, each block of channels taking an equal share of every row, so that memory is read in order.
   template <class Fill, class FinishRow>
   RK_INLINE void walk(const ConvProblem& p, const Input& image, const Place& at, int64_t channel,
@@ -82,9 +82,9 @@ struct Ring {
         fill(x + filled * p.x_stride[2], columns.count(), row(ring, filled) + columns.begin * kLanes);
       const int64_t first = next_rows.first + (y - begin) * next_rows.count / (end - begin);
       const int64_t last = next_rows.first + (y - begin + 1) * next_rows.count / (end - begin);
-      finish_row(y, top,
-                 RowsPrefetcher{image.at(next_x + first * p.x_stride[2]), kLanes * image.element_size(),
-                                p.x_stride[2] * image.element_size(), last - first});
+      finish_row(y, RowsPrefetcher{image.at(next_x + first * p.x_stride[2]), kLanes * image.element_size(),
+                                   p.x_stride[2] * image.element_size(), last - first, image.has_z() ? 2 : 1,
+                                   image.to_z()});
     }
   }
 

@@ -19,16 +19,14 @@ class Rotation {
            p.x_stride[1] == 1 && p.y_stride[1] == 1 && p.stride[1] <= 2;
   }
 
-  Rotation(const ConvProblem& p, const Input& x, const float* w, void* y, const Epilogue& epilogue)
-      : p_(p),
+  Rotation(const Parts& parts, const Input& x, const Epilogue& epilogue)
+      : parts_(parts),
+        p_(parts.window),
         x_(x),
-        w_(w),
-        y_(y, p.dtype),
         epilogue_(epilogue),
-        ring_(p, tile_width<kMostPixels>(p.ow)),
-        blocks_(ceil_div(p.c_out, kLanes)),
-        taps_(p.kw == 3 && p.dilation[1] == 1 ? 3 : 1),
-        block_size_(p.kh * p.kw * kGroup * kLanes),
+        ring_(p_, tile_width<kMostPixels>(p_.ow)),
+        blocks_(ceil_div(p_.c_out, kLanes)),
+        block_size_(parts.taps() * kGroup * kLanes),
         weights_(blocks_ * block_size_) {
     if (!weights_.data()) throw std::bad_alloc();
   }
@@ -36,17 +34,18 @@ class Rotation {
   int64_t blocks() const { return blocks_; }
   int64_t weights_floats() const { return blocks_ * block_size_; }
 
-  // [kh][kw / taps][permutation][taps][lane]. Lane l of permutation s meets lane l ^ s of the input.
+  // [part][kh][kw / taps][permutation][taps][lane]. Lane l of permutation s meets lane l ^ s of the input.
   void pack(int64_t block) const {
     float* to = weights_.data() + block * block_size_;
-    for (int64_t i = 0; i < p_.kh; ++i)
-      for (int64_t j = 0; j < p_.kw; j += taps_)
-        for (int s = 0; s < kGroup; ++s)
-          for (int64_t t = j; t < j + taps_; ++t)
-            for (int lane = 0; lane < kLanes; ++lane) {
-              const int64_t out = first_channel(block) + lane;
-              *to++ = w_[p_.weight(out / kGroup, out % kGroup, (lane ^ s) % kGroup, i, t)];
-            }
+    for (const Parts::Part& part : parts_)
+      for (int64_t i = 0; i < part.p.kh; ++i)
+        for (int64_t j = 0; j < part.p.kw; j += taps_at_once(part.p))
+          for (int s = 0; s < kGroup; ++s)
+            for (int64_t t = j; t < j + taps_at_once(part.p); ++t)
+              for (int lane = 0; lane < kLanes; ++lane) {
+                const int64_t out = first_channel(block) + lane;
+                *to++ = part.w[part.p.weight(out / kGroup, out % kGroup, (lane ^ s) % kGroup, i, t)];
+              }
   }
 
   // A task is a strip of rows, one tile wide and one block of channels deep.
@@ -57,10 +56,7 @@ class Rotation {
     with_tile_width<kMostPixels>(ring_.pixels, [&](auto pixels) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t next = std::min(task / blocks_ + 1, (end - 1) / blocks_);
-        if (p_.stride[1] == 1)
-          taps_ == 3 ? convolve<pixels, 1, 3>(task, next, ring) : convolve<pixels, 1, 1>(task, next, ring);
-        else
-          taps_ == 3 ? convolve<pixels, 2, 3>(task, next, ring) : convolve<pixels, 2, 1>(task, next, ring);
+        p_.stride[1] == 1 ? convolve<pixels, 1>(task, next, ring) : convolve<pixels, 2>(task, next, ring);
       }
     });
   }
@@ -77,13 +73,16 @@ class Rotation {
   // The last block ends at the last channel; those it shares with the block before are not stored again.
   int64_t first_channel(int64_t block) const { return std::min(block * kLanes, p_.c_out - kLanes); }
 
-  template <int kPixels, int kStride, int kTaps>
+  // Neighbouring taps whose products share a load.
+  static int64_t taps_at_once(const ConvProblem& part) {
+    if (part.dilation[1] > 1) return 1;
+    return part.kw == 3 || (part.kw == 2 && part.stride[1] == 1) ? part.kw : 1;
+  }
+
+  template <int kPixels, int kStride>
   __attribute__((noinline)) void convolve(int64_t task, int64_t next_tile, float* ring) const {
     const Ring::Place at = ring_.place(p_, task / blocks_), next = ring_.place(p_, next_tile);
     const int64_t block = task % blocks_, channel = first_channel(block);
-    const int64_t pixels = std::min<int64_t>(kPixels, p_.ow - at.column);
-    const Finish finish(epilogue_, channel, kLanes);
-    const int64_t tile = at.y + at.column * p_.y_stride[3] + channel;
     const auto fill = [&](int64_t x, int64_t count, float* cells) RK_INLINE_LAMBDA {
       int64_t step = p_.x_stride[3];
       const float* from = x_.pixels(x, channel, count, kLanes, ring + kCopies * ring_.plane, step);
@@ -95,26 +94,59 @@ class Rotation {
       }
     };
     ring_.walk(p_, x_, at, channel, next, block, ring, kCopies, fill,
-               [&](int64_t row, int64_t top, RowsPrefetcher rows) RK_INLINE_LAMBDA {
-                 const int64_t y = tile + row * p_.y_stride[2];
-                 for (int64_t q = 0; q < pixels; ++q)
-                   prefetch_for_write(y_.at(y + p_.y_stride[2] + q * p_.y_stride[3]));
-                 Vec acc[kPixels] = {};
+               [&](int64_t row, RowsPrefetcher rows) RK_INLINE_LAMBDA {
                  const float* w = weights_.data() + block * block_size_;
-                 for (int64_t i = 0; i < p_.kh; ++i, w += p_.kw * kGroup * kLanes) {
-                   const int64_t tap_row = top + i * p_.dilation[0];
-                   if (tap_row >= 0 && tap_row < p_.h)
-                     add_row<kPixels, kStride, kTaps>(ring_.row(ring, tap_row), w, acc, rows);
+                 for (const Parts::Part& part : parts_) {
+                   const int64_t pixels = std::min<int64_t>(kPixels, part.p.ow - at.column);
+                   if (row < part.p.oh && pixels > 0)
+                     compute_row<kPixels, kStride>({part, block, row, at.column, pixels, at.y}, ring, w,
+                                                   rows);
+                   w += part.p.kh * part.p.kw * kGroup * kLanes;
                  }
-                 store_tile(acc, pixels, finish, block * kLanes - channel, kLanes, y_, y, p_.y_stride[3]);
                });
+  }
+
+  // A part's outputs in one row of a tile.
+  struct Row {
+    const Parts::Part& part;
+    int64_t block, row, column, pixels, image;
+  };
+
+  template <int kPixels, int kStride>
+  RK_INLINE void compute_row(const Row& at, float* ring, const float* w, RowsPrefetcher& rows) const {
+    switch (taps_at_once(at.part.p)) {
+      case 3:
+        return compute_row<kPixels, kStride, 3>(at, ring, w, rows);
+      case 2:
+        if constexpr (kStride == 1) return compute_row<kPixels, kStride, 2>(at, ring, w, rows);
+      default:
+        return compute_row<kPixels, kStride, 1>(at, ring, w, rows);
+    }
+  }
+
+  template <int kPixels, int kStride, int kTaps>
+  __attribute__((noinline)) void compute_row(const Row& at, float* ring, const float* w,
+                                             RowsPrefetcher& rows) const {
+    const ConvProblem& p = at.part.p;
+    const Output out(at.part.y, p.dtype);
+    const int64_t channel = first_channel(at.block);
+    const int64_t y = at.image + at.row * p.y_stride[2] + at.column * p.y_stride[3] + channel;
+    for (int64_t q = 0; q < at.pixels; ++q) prefetch_for_write(out.at(y + p.y_stride[2] + q * p.y_stride[3]));
+    Vec acc[kPixels] = {};
+    for (int64_t i = 0; i < p.kh; ++i, w += p.kw * kGroup * kLanes) {
+      const int64_t row = at.row * p.stride[0] - p.padding[0] + i * p.dilation[0];
+      if (row >= 0 && row < p.h)
+        add_row<kPixels, kStride, kTaps>(p, ring_.row(ring, row) + parts_.across(p) * kLanes, w, acc, rows);
+    }
+    store_tile(acc, at.pixels, Finish(epilogue_, channel, kLanes), at.block * kLanes - channel, kLanes, out,
+               y, p.y_stride[3]);
   }
 
   // Adds one kernel row's taps to a tile.
   template <int kPixels, int kStride, int kTaps>
-  RK_INLINE void add_row(const float* cells, const float* w, Vec (&acc)[kPixels],
+  RK_INLINE void add_row(const ConvProblem& p, const float* cells, const float* w, Vec (&acc)[kPixels],
                          RowsPrefetcher& rows) const {
-    for (int64_t j = 0; j < p_.kw; j += kTaps, cells += p_.dilation[1] * kLanes)
+    for (int64_t j = 0; j < p.kw; j += kTaps, cells += p.dilation[1] * kLanes)
       for (int m = 0; m < kCopies; ++m)
         unroll<kPermutations / kAtOnce>([&](auto part) RK_INLINE_LAMBDA {
           constexpr int kFirst = part * kAtOnce;
@@ -155,13 +187,12 @@ class Rotation {
     });
   }
 
-  const ConvProblem& p_;
+  const Parts& parts_;
+  const ConvProblem& p_;  // the window of the parts
   const Input x_;
-  const float* const w_;
-  const Output y_;
   const Epilogue& epilogue_;
   const Ring ring_;
-  const int64_t blocks_, taps_, block_size_;
+  const int64_t blocks_, block_size_;
   const Scratch weights_;
 };
 

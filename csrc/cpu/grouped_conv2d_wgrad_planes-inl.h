@@ -28,7 +28,8 @@ class WgradPlanes {
     for (int64_t c = 0; c < p.in_per_group(); ++c)
       for (int64_t i = 0; i < p.kh; ++i)
         for (int64_t j = 0; j < p.kw; ++j)
-          offsets_[(c * p.kh + i) * p.kw + j] = c * plane_ + strip_.tap(p, i, j);
+          offsets_[(c * p.kh + i) * p.kw + j] =
+              c * plane_ + strip_.tap(p, i * p.dilation[0], j * p.dilation[1]);
   }
 
   int64_t blocks() const { return p_.groups * output_blocks_; }

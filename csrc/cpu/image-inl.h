@@ -24,6 +24,9 @@ class Input {
     return static_cast<const char*>(bn_->z) + offset * element_size();
   }
 
+  // Bytes from an element to that of z.
+  int64_t to_z() const { return has_z() ? static_cast<const char*>(bn_->z) - data_ : 0; }
+
   // Whether there are floats to be read where they are.
   bool in_place() const { return dtype_ == DType::kFloat32 && !bn_; }
 

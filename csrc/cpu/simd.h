@@ -282,6 +282,12 @@ RK_INLINE Vec even_lanes(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
   return shuffle<(2 * kLane)...>(a, b);
 }
 
+// Lanes of a and b in turns, from kFirst on.
+template <int kFirst, int... kLane>
+RK_INLINE Vec zip_lanes(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
+  return shuffle<(kFirst + kLane / 2 + kLane % 2 * kLanes)...>(a, b);
+}
+
 // One butterfly of a transpose: swaps the kBit-set lanes of a with the kBit-clear lanes of b.
 template <int kBit, int... kLane>
 RK_INLINE void exchange(Vec& a, Vec& b, std::integer_sequence<int, kLane...>) {
@@ -313,6 +319,10 @@ RK_INLINE Vec first_lanes_of(Vec v, int64_t count) { return first_lanes_of(v, co
 
 // The even lanes of a followed by b.
 RK_INLINE Vec even_lanes(Vec a, Vec b) { return even_lanes(a, b, Lanes{}); }
+
+// The first and the second kLanes of the lanes of a and b in turns.
+RK_INLINE Vec zip_first(Vec a, Vec b) { return zip_lanes<0>(a, b, Lanes{}); }
+RK_INLINE Vec zip_second(Vec a, Vec b) { return zip_lanes<kLanes / 2>(a, b, Lanes{}); }
 
 template <int kBit = 1>
 RK_INLINE void transpose(Vec (&rows)[kLanes]) {

@@ -1,0 +1,48 @@
+"""The native library under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: tests/native/sweep.cpp."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from resnext_kernels import _native
+
+pytestmark = pytest.mark.native
+ROOT = Path(__file__).parents[1]
+X86 = platform.machine() == "x86_64"
+# A race shows on any instruction set.
+ISAS = {"address": ["avx2", "avx512"] if X86 else ["baseline"], "thread": ["avx2"] if X86 else ["baseline"]}
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def sanitizer(request):
+    if not request.config.getoption("--sanitize"):
+        pytest.skip("builds the native library twice more, minutes: --sanitize runs it")
+    return request.param
+
+
+def run(command, **environment):
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_sweep(sanitizer, tmp_path, capsys):
+    cmake = shutil.which("cmake")
+    configure = [cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=None",
+                 f"-DRESNEXT_KERNELS_SANITIZE={sanitizer}", f"-DRESNEXT_KERNELS_ISAS={';'.join(ISAS[sanitizer])}"]  # fmt: skip
+    for command in (configure, [cmake, "--build", tmp_path]):
+        code, output = run(command)
+        assert code == 0, output
+    ran = []
+    for isa in ISAS[sanitizer]:
+        code, output = run([tmp_path / "sweep"], RESNEXT_KERNELS_CPU_ISA=isa)
+        if "as this CPU allows" in output:
+            continue
+        assert code == 0 and f"{isa}: " in output and ", 0 wrong" in output, output
+        ran.append(output.strip())
+    with capsys.disabled():
+        print(f"\n{sanitizer} sanitizer: {'; '.join(ran) or 'this CPU runs none of its instruction sets'}")
+    assert ran or _native.cpu_isa == "baseline"
