@@ -54,17 +54,27 @@ void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uint
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
+// The per-channel vectors of a BatchNorm in evaluation.
+struct FoldedNorm {
+  std::unique_ptr<float[]> vectors;
+  const float *scale, *shift;
+
+  FoldedNorm(int64_t c, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t var, float eps)
+      : vectors(new float[4 * c]) {
+    float *const var_used = vectors.get(), *const rstd = var_used + c, *const scales = rstd + c,
+                 *const shifts = scales + c;
+    rk::cpu::bn_fold(c, pointer<const float>(mean), pointer<const float>(var), pointer<const float>(weight),
+                     pointer<const float>(bias), eps, 1, var_used, rstd, scales, shifts);
+    scale = scales, shift = shifts;
+  }
+};
+
 // Convolution, BatchNorm in evaluation and activation.
 void grouped_conv2d_bn_act(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t y,
                            uintptr_t bn_weight, uintptr_t bn_bias, uintptr_t mean, uintptr_t var, float eps,
                            int activation, uintptr_t parallel_for) {
-  const std::unique_ptr<float[]> vectors(new float[4 * p.c_out]);
-  float *const var_used = vectors.get(), *const rstd = var_used + p.c_out, *const scale = rstd + p.c_out,
-               *const shift = scale + p.c_out;
-  rk::cpu::bn_fold(p.c_out, pointer<const float>(mean), pointer<const float>(var),
-                   pointer<const float>(bn_weight), pointer<const float>(bn_bias), eps, 1, var_used, rstd,
-                   scale, shift);
-  const rk::Epilogue epilogue{scale, shift, static_cast<rk::Activation>(activation)};
+  const FoldedNorm norm(p.c_out, bn_weight, bn_bias, mean, var, eps);
+  const rk::Epilogue epilogue{norm.scale, norm.shift, static_cast<rk::Activation>(activation)};
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
   kernels.grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const float>(w), pointer<void>(y), epilogue,
@@ -114,6 +124,18 @@ void affine_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t scale, uintptr
   py::gil_scoped_release release;
   kernels.affine_act(p, pointer<const void>(z), pointer<const float>(scale), pointer<const float>(shift),
                      pointer<const void>(residual), pointer<void>(y), static_cast<rk::Activation>(activation),
+                     reinterpret_cast<rk::ParallelFor>(parallel_for));
+}
+
+// BatchNorm in evaluation, the residual and the activation.
+void bn_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t residual, uintptr_t y, uintptr_t bn_weight,
+            uintptr_t bn_bias, uintptr_t mean, uintptr_t var, float eps, int activation,
+            uintptr_t parallel_for) {
+  const FoldedNorm norm(p.c, bn_weight, bn_bias, mean, var, eps);
+  const auto& kernels = rk::cpu::kernels();
+  py::gil_scoped_release release;
+  kernels.affine_act(p, pointer<const void>(z), norm.scale, norm.shift, pointer<const void>(residual),
+                     pointer<void>(y), static_cast<rk::Activation>(activation),
                      reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
@@ -191,6 +213,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats", &bn_stats)
       .def("affine_act", &affine_act)
+      .def("bn_act", &bn_act)
       .def("bn_act_reduce", &bn_act_reduce)
       .def("affine_act_backward", &affine_act_backward);
   m.def("bn_fold", &bn_fold);

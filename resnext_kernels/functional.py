@@ -146,8 +146,12 @@ def bn_act(
     input and residual (N, C, H, W) of one dtype, to which autocast brings the residual; the output has the input's
     dtype and memory format.
     """
+    z, bn = input, (bn_weight, bn_bias, running_mean, running_var)
+    key = None if training else direct.key((z, residual, *bn), "bn_act", momentum, eps, activation)
+    if recipe := direct.find(key):
+        return recipe(z, residual, *bn)
     check_activation(activation)
-    z, problem, bn = input, ConvProblem.from_image(input), (bn_weight, bn_bias, running_mean, running_var)
+    problem = ConvProblem.from_image(z)
     if residual is not None:
         residual = residual.to(z.dtype) if _under_autocast(z) else residual
         check_like("residual", residual, z.shape, z)
@@ -155,10 +159,18 @@ def bn_act(
     needs_grad = _needs_grad(z, *bn[:2], residual)
     forward = ("bn_stats", "affine_act") if training else ("affine_act",)
     if _is_plain(problem, forward + (_BN_BACKWARD if needs_grad else ())) and _has_plain_dtypes(z, bn):
-        pre = _plain_batch_norm(z, bn, training, momentum, eps)
-        return ACTIVATE[activation](pre if residual is None else pre + residual)
+
+        def plain(z, residual, *bn):
+            pre = _plain_batch_norm(z, bn, training, momentum, eps)
+            return ACTIVATE[activation](pre if residual is None else pre + residual)
+
+        direct.remember(key, plain)
+        return plain(z, residual, *bn)
     requested = backends.requested()
     if not training and not needs_grad:
+        if key:
+            made = direct.recipe("affine_act", problem, "direct_bn_act", z, residual, *bn, eps, activation)
+            direct.remember(key, made)
         scale, shift = fold_running(*bn, eps, z)
         return _affine_act(z, scale, shift, residual, activation, requested)
     stats = (None, None) if training else bn[2:]

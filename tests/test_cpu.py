@@ -39,13 +39,13 @@ def mismatches() -> list[str]:
     return [result for result in results if result]
 
 
-def check_instruction_set(isa, module):
-    """`module`.mismatches() finds none on `isa`; in a process of its own, as the choice is made at load."""
+def check_instruction_set(isa, module, *args):
+    """`module`.mismatches(*args) finds none on `isa`; in a process of its own, as the choice is made at load."""
     if isa not in _native._C.build_info()["isas"]:
         pytest.skip(f"{isa} is not in this build: {_native._C.build_info()['isas']}")
     code = (
         f"import json, {module}; from resnext_kernels import _native\n"
-        f"print(json.dumps([_native.cpu_isa or _native.missing, {module}.mismatches()]))"
+        f"print(json.dumps([_native.cpu_isa or _native.missing, {module}.mismatches(*{args!r})]))"
     )
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     environment = {**os.environ, "RESNEXT_KERNELS_CPU_ISA": isa, "PYTHONPATH": path}
@@ -56,7 +56,7 @@ def check_instruction_set(isa, module):
     assert json.loads(result.stdout) == [isa, []]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set_is_exact(isa):
     check_instruction_set(isa, "test_cpu")
 

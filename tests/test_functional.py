@@ -160,6 +160,22 @@ def test_same_bits_with_and_without_grad(backend):
     assert torch.equal(rk.functional.grouped_conv2d(x, weight.requires_grad_(), padding=1, groups=2), inference)
 
 
+@pytest.mark.parametrize("layouts", itertools.product([torch.contiguous_format, torch.channels_last], repeat=2))
+@pytest.mark.parametrize("case", ["conv", "image", "residual"])
+def test_later_calls_of_a_signature(backend, case, layouts):
+    """In evaluation the first call leaves a recipe for those of its kind: of other values, in other layouts."""
+    x, weight = inputs(case == "conv")
+    x, residual = (x.contiguous(memory_format=layout) for layout in layouts)
+    options = dict(training=False, residual=residual) if case == "residual" else dict(training=False)
+    with torch.no_grad():
+        for scale in (1, 2, -3):
+            state = {name: value * abs(scale) for name, value in bn_state().items()}
+            y = ours(scale * x, weight, state, **options)
+            reference = expected(scale * x, weight, state, False, residual=options.get("residual"))
+            torch.testing.assert_close(y, reference, rtol=1e-4, atol=1e-5)
+            assert y.is_contiguous(memory_format=layouts[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast(backend, training, dtype):

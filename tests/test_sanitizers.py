@@ -14,10 +14,10 @@ pytestmark = pytest.mark.native
 ROOT = Path(__file__).parents[1]
 X86 = platform.machine() == "x86_64"
 # A race shows on any instruction set.
-ISAS = {"address": ["avx2", "avx512"] if X86 else ["baseline"], "thread": ["avx2"] if X86 else ["baseline"]}
+COMPILED = {"address": ["avx2", "avx512"] if X86 else ["baseline"], "thread": ["avx2"] if X86 else ["baseline"]}
 
 
-@pytest.fixture(scope="module", params=ISAS)
+@pytest.fixture(scope="module", params=COMPILED)
 def sanitizer(request):
     if not request.config.getoption("--sanitize"):
         pytest.skip("builds the native library twice more, minutes: --sanitize runs it")
@@ -31,13 +31,13 @@ def run(command, **environment):
 
 def test_sweep(sanitizer, tmp_path, capsys):
     cmake = shutil.which("cmake")
-    configure = [cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=None",
-                 f"-DRESNEXT_KERNELS_SANITIZE={sanitizer}", f"-DRESNEXT_KERNELS_ISAS={';'.join(ISAS[sanitizer])}"]  # fmt: skip
+    options = {"RESNEXT_KERNELS_SANITIZE": sanitizer, "RESNEXT_KERNELS_ISAS": ";".join(COMPILED[sanitizer])}
+    configure = [cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", *(f"-D{key}={options[key]}" for key in options)]
     for command in (configure, [cmake, "--build", tmp_path]):
         code, output = run(command)
         assert code == 0, output
     ran = []
-    for isa in ISAS[sanitizer]:
+    for isa in COMPILED[sanitizer] + ["avx512_bf16"] * ("avx512" in COMPILED[sanitizer]):
         code, output = run([tmp_path / "sweep"], RESNEXT_KERNELS_CPU_ISA=isa)
         if "as this CPU allows" in output:
             continue

@@ -108,7 +108,7 @@ class SumChunks {
       : lanes_(lanes), chunks_(chunks), terms_(terms), records_(records) {}
 
   int64_t tasks() const { return chunks_.tasks(); }
-  int64_t scratch_floats() const { return (4 * kWidth + Terms::kVectors) * lanes_.period; }
+  int64_t scratch_floats() const { return (2 * kWidth + Terms::kVectors) * lanes_.period; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
     for (int64_t task = begin; task < end; ++task) {
@@ -125,14 +125,17 @@ class SumChunks {
   void sum_pixels(int64_t chunk, float* scratch) const {
     const int64_t period = lanes_.period, end = chunks_.end_pixel(chunk) * lanes_.c;
     int64_t i = chunks_.first_pixel(chunk) * lanes_.c;
-    Element *a = reinterpret_cast<Element*>(scratch), *b = a + period, *block = b + period;
-    const Terms terms = terms_.of_pixels(lanes_, i, end, scratch + 4 * kWidth * period);
+    Element *a = reinterpret_cast<Element*>(scratch), *b = a + period;
+    const Terms terms = terms_.of_pixels(lanes_, i, end, scratch + 2 * kWidth * period);
     std::memset(a, 0, 2 * period * sizeof(Element));
-    for (; i < end; i += kPeriods * period) {
-      std::memset(block, 0, 2 * period * sizeof(Element));
-      add_periods(terms, i, std::min(i + kPeriods * period, end), block, block + period);
-      for (int64_t j = 0; j < 2 * period; j += kLanes) put(a + j, get(a + j) + get(block + j));
-    }
+    for (; i < end; i += kPeriods * period)
+      for (int64_t j = 0; j < period; j += kLanes) {
+        Sum sum_a = {}, sum_b = {};
+        add_column(terms, i + j, std::min(i + kPeriods * period, end), std::min<int64_t>(period - j, kLanes),
+                   terms.at(j), sum_a, sum_b);
+        put(a + j, get(a + j) + sum_a);
+        put(b + j, get(b + j) + sum_b);
+      }
     for (int64_t j = lanes_.c; j < period; ++j) a[j % lanes_.c] += a[j], b[j % lanes_.c] += b[j];
     for (int64_t j = 0; j < lanes_.c; j += kLanes)
       records_.store(chunk, j, terms.record(terms.at(j), chunks_.values(chunk), get(a + j), get(b + j)));
@@ -145,20 +148,14 @@ class SumChunks {
   }
   static RK_INLINE void put(Element* sums, const Sum& sum) { std::memcpy(sums, &sum, sizeof sum); }
 
-  void add_periods(const Terms& terms, int64_t begin, int64_t end, Element* a, Element* b) const {
-    struct Place {
-      typename Terms::Vectors vectors;
-      Element *a, *b;
-    };
-    lanes_.for_each_pixel(
-        begin, end, [&](int64_t j, int64_t) RK_INLINE_LAMBDA { return Place{terms.at(j), a + j, b + j}; },
-        [&](const Place& place, int64_t i, int64_t count) RK_INLINE_LAMBDA {
-          terms.prefetch(i + kPrefetch);
-          Sum sum_a = get(place.a), sum_b = get(place.b);
-          add(terms, place.vectors, i, count, sum_a, sum_b);
-          put(place.a, sum_a);
-          put(place.b, sum_b);
-        });
+  // The same lanes of every period from element i on: their sums stay in registers. Those of the next periods
+  // are prefetched: with nothing but loads to do, the hardware alone falls behind.
+  RK_INLINE void add_column(const Terms& terms, int64_t i, int64_t end, int64_t lanes,
+                            const typename Terms::Vectors& vectors, Sum& a, Sum& b) const {
+    for (; i < end; i += lanes_.period) {
+      terms.prefetch(i + kPeriods * lanes_.period);
+      add(terms, vectors, i, std::min(lanes, end - i), a, b);
+    }
   }
 
   // The terms of `count` lanes.
@@ -202,8 +199,6 @@ class SumChunks {
   static constexpr int64_t kPeriods = 8;
   static constexpr int kSums = 4;
   static constexpr int64_t kRun = 16 * kSums * kLanes;
-  // Elements ahead; with nothing but loads to do, the hardware alone falls behind.
-  static constexpr int64_t kPrefetch = 1024;
 
   const ChannelLanes& lanes_;
   const Chunks& chunks_;

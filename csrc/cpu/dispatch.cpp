@@ -13,7 +13,7 @@ namespace avx2 {
 extern const Kernels kKernels;
 }
 namespace avx512 {
-extern const Kernels kKernels;
+extern const Kernels kKernels, kBfloat16Kernels;
 }
 
 namespace {
@@ -24,6 +24,10 @@ const Kernels& choose() {
 #ifdef RK_HAVE_avx512
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#ifdef RK_HAVE_avx512_bf16
+  if (has_avx512 && __builtin_cpu_supports("avx512bf16") && (name.empty() || name == "avx512_bf16"))
+    return avx512::kBfloat16Kernels;
+#endif
   if (has_avx512 && (name.empty() || name == "avx512")) return avx512::kKernels;
 #endif
 #ifdef RK_HAVE_avx2
@@ -35,7 +39,8 @@ const Kernels& choose() {
   if (name.empty() || name == "baseline") return baseline::kKernels;
 #endif
   throw std::runtime_error(
-      "RESNEXT_KERNELS_CPU_ISA: expected baseline, avx2 or avx512 as this CPU allows, got " + name);
+      "RESNEXT_KERNELS_CPU_ISA: expected baseline, avx2, avx512 or avx512_bf16 as this CPU allows, got " +
+      name);
 }
 
 }  // namespace
@@ -55,6 +60,9 @@ std::vector<const char*> compiled_isas() {
 #endif
 #ifdef RK_HAVE_avx512
       "avx512",
+#endif
+#ifdef RK_HAVE_avx512_bf16
+      "avx512_bf16",
 #endif
   };
 }

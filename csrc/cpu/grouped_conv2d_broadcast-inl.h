@@ -5,10 +5,12 @@
 // all the group's outputs share.
 #pragma once
 #include "cpu/grouped_conv2d_common-inl.h"
+#include "cpu/lanes-inl.h"
 
 namespace rk::cpu::RK_ISA {
 namespace {
 
+template <class Lane>
 class Broadcast {
  public:
   static bool supports(const ConvProblem& p) {
@@ -21,12 +23,13 @@ class Broadcast {
         x_(x),
         epilogue_(epilogue),
         inputs_(p_.in_per_group()),
-        planes_(ceil_div(inputs_, kLanes)),
+        steps_(ceil_div(inputs_, Lane::kChannels)),
+        planes_(ceil_div(steps_, kLanes)),
         vectors_(ceil_div(p_.out_per_group(), kLanes)),
         blocks_per_group_(ceil_div(vectors_, kMostVectors)),
         strip_(p_, kFloats / (planes_ * kLanes)),
         plane_(strip_.phases(p_) * strip_.phase_size * kLanes),
-        vector_size_(parts.taps() * inputs_ * kLanes),
+        vector_size_(parts.taps() * steps_ * kLanes),
         taps_(tap_offsets(parts, strip_)),
         weights_(weights_floats()) {
     if (!weights_.data()) throw std::bad_alloc();
@@ -60,6 +63,7 @@ class Broadcast {
 
  private:
   static constexpr int64_t kFloats = 8 * 1024;  // about one L1 of planes
+  static constexpr int64_t kChannels = kLanes * Lane::kChannels;
   // kVectors * kMostPixels accumulators, kVectors weights and one input fit the registers.
   static constexpr int kMostVectors = kLanes == 8 ? 3 : 2;
   template <int kVectors>
@@ -94,11 +98,12 @@ class Broadcast {
     return weights_.data() + (b.group * vectors_ + b.first_vector) * vector_size_;
   }
 
-  // [part][kh][kw][channel][vector][lane]. Lanes past the group's end do not matter.
+  // [part][kh][kw][step][vector][lane], a step being the channels of a lane. Lanes past the group's end do
+  // not matter.
   void pack(const Block& b, float* weights) const {
     for (const Parts::Part& part : parts_) {
       pack(b, part.p, part.w, weights);
-      weights += part.p.kh * part.p.kw * inputs_ * b.vectors * kLanes;
+      weights += part.p.kh * part.p.kw * steps_ * b.vectors * kLanes;
     }
   }
 
@@ -118,7 +123,7 @@ class Broadcast {
   // Filters that are rows of floats [channel][kh][kw] are transposed, kLanes of them by kLanes floats at a
   // time.
   void pack_rows(const ConvProblem& p, const float* w, int64_t next, float* to) const {
-    const int64_t taps = p.kh * p.kw, length = inputs_ * taps, inputs = inputs_;
+    const int64_t taps = p.kh * p.kw, length = inputs_ * taps, steps = steps_;
     const int64_t next_filter = p.w_stride[1];
     int64_t tap = 0, channel = 0;
     for (int64_t k = 0; k < length; k += kLanes) {
@@ -127,7 +132,7 @@ class Broadcast {
       for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load_up_to(w + lane * next_filter + k, count);
       transpose(rows);
       for (int64_t i = 0; i < count; ++i) {
-        store(to + (tap * inputs + channel) * next, rows[i]);
+        Lane::pack(to + (tap * steps + channel / Lane::kChannels) * next, rows[i], channel);
         if (++tap == taps) tap = 0, ++channel;
       }
     }
@@ -136,25 +141,24 @@ class Broadcast {
   void pack_elements(const ConvProblem& p, const float* w, int64_t count, int64_t next, float* to) const {
     for (int64_t i = 0; i < p.kh; ++i)
       for (int64_t j = 0; j < p.kw; ++j)
-        for (int64_t c = 0; c < inputs_; ++c, to += next)
-          for (int64_t lane = 0; lane < count; ++lane) to[lane] = w[p.weight(0, lane, c, i, j)];
+        for (int64_t c = 0; c < inputs_; c += Lane::kChannels, to += next)
+          for (int64_t lane = 0; lane < count; ++lane)
+            to[lane] = Lane::pack(w + p.weight(0, lane, c, i, j), p.w_stride[2], inputs_ - c);
   }
 
   __attribute__((noinline)) void fill(const Strip& s, float* planes) const {
     for (int64_t plane = 0; plane < planes_; ++plane, planes += plane_) {
-      const int64_t channel = s.group * inputs_ + plane * kLanes;
-      const int64_t lanes = std::min<int64_t>(inputs_ - plane * kLanes, kLanes);
+      const int64_t channel = s.group * inputs_ + plane * kChannels;
+      const int64_t channels = std::min<int64_t>(inputs_ - plane * kChannels, kChannels);
       const int64_t image = s.n * p_.x_stride[0] + channel;
       float* temporary = planes + (planes_ - plane) * plane_ + kMostPixels<1> * kLanes;
       strip_.fill(
           p_, s.strip,
           [&](int64_t cell, int64_t row, int64_t column, int64_t count) RK_INLINE_LAMBDA {
-            int64_t step = p_.stride[1] * p_.x_stride[3];
             const int64_t first = image + row * p_.x_stride[2] + column * p_.x_stride[3];
-            const float* from = x_.pixels(first, channel, count, lanes, temporary, step);
             float* to = planes + cell * kLanes;
-            for (int64_t q = 0; q < count; ++q, from += step, to += kLanes)
-              store(to, lanes == kLanes ? load(from) : load_first(from, lanes));
+            Lane::copy(x_, first, channel, count, p_.stride[1] * p_.x_stride[3], channels, temporary,
+                       [&](int64_t q, Vec v) RK_INLINE_LAMBDA { store(to + q * kLanes, v); });
           },
           [](int64_t, int64_t) {});  // rows outside the image are not read
     }
@@ -186,7 +190,7 @@ class Broadcast {
     const int64_t* taps = taps_.get();
     for (const Parts::Part& part : parts_) {
       convolve<kVectors>(part, b, s, planes, w, taps, prefetch_next);
-      w += part.p.kh * part.p.kw * inputs_ * kVectors * kLanes;
+      w += part.p.kh * part.p.kw * steps_ * kVectors * kLanes;
       taps += part.p.kh * part.p.kw;
     }
   }
@@ -257,12 +261,12 @@ class Broadcast {
     for (int64_t i = 0; i < p.kh; ++i) {
       const int64_t row = top + i * p.dilation[0];
       if (row < 0 || row >= p.h) {
-        w += p.kw * inputs_ * kVectors * kLanes;
+        w += p.kw * steps_ * kVectors * kLanes;
         continue;
       }
       for (int64_t j = 0; j < p.kw; ++j) {
         const float* plane = tile.planes + tile.taps[i * p.kw + j] * kLanes;
-        for (int64_t left = inputs_; left > 0; left -= kLanes, plane += plane_) {
+        for (int64_t left = steps_; left > 0; left -= kLanes, plane += plane_) {
           prefetch_next();
           const float* end = plane + std::min<int64_t>(kLanes, left);
           for (const float* x = plane; x < end; ++x, w += kVectors * kLanes) {
@@ -270,7 +274,8 @@ class Broadcast {
             unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { weight[v] = load(w + v * kLanes); });
             unroll<kPixels>([&](auto q) RK_INLINE_LAMBDA {
               const Vec in = broadcast(x[q * kLanes]);
-              unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA { acc[v][q] = fma(in, weight[v], acc[v][q]); });
+              unroll<kVectors>(
+                  [&](auto v) RK_INLINE_LAMBDA { acc[v][q] = Lane::multiply_add(in, weight[v], acc[v][q]); });
             });
           }
         }
@@ -282,7 +287,7 @@ class Broadcast {
   const ConvProblem& p_;  // the window of the parts
   const Input x_;
   const Epilogue& epilogue_;
-  const int64_t inputs_, planes_, vectors_, blocks_per_group_;
+  const int64_t inputs_, steps_, planes_, vectors_, blocks_per_group_;
   const PaddedStrip strip_;
   const int64_t plane_, vector_size_;
   const std::unique_ptr<int64_t[]> taps_;

@@ -70,8 +70,8 @@ void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const float* w, 
   int64_t count = 0;
   for (int64_t a = 0; a < std::min(p.stride[0], p.h); ++a)
     for (int64_t b = 0; b < columns; ++b) parts[count++] = dgrad_phase(p, a, b, w, dx);
-  convolve({parts.get(), count, columns, window_of(parts.get(), count)}, Input(dy, p.dtype, bn),
-           {nullptr, nullptr, Activation::kIdentity}, parallel_for);
+  convolve<FloatLanes>({parts.get(), count, columns, window_of(parts.get(), count)}, Input(dy, p.dtype, bn),
+                       {nullptr, nullptr, Activation::kIdentity}, parallel_for);
 }
 
 }  // namespace

@@ -7,10 +7,10 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
-// Widths of tiles in pixels; each is a copy of the code.
+// Widths of tiles in pixels; each is a copy of the code. Usual images are multiples of 7 wide.
 template <int kMost>
 constexpr bool is_tile_width(int64_t pixels) {
-  return pixels <= kMost && (pixels == 4 || pixels == 7 || pixels == 8 || pixels == kMost);
+  return pixels <= kMost && (pixels == 4 || pixels == 7 || pixels == kMost);
 }
 
 // The width of tiles that covers a row of outputs with the least work.

@@ -1,17 +1,18 @@
 // Channels-last convolution with 2^n <= kLanes channels a group, in and out alike.
 //
-// A vector holds kLanes neighbouring channels, that is kLanes / kGroup whole groups, and so do its outputs.
-// Every output channel needs every input channel of its group: kGroup times, the vector's lanes are permuted
-// within their groups and multiplied by weights laid out to match, so that no lane is wasted. Permutations
-// within four lanes are made on the fly, beside the multiply-adds; those beyond cost more and are made once,
-// when a vector enters the ring.
+// Written for floats: a vector holds kLanes neighbouring channels, that is kLanes / kGroup whole groups, and
+// so do its outputs. Every output channel needs every input channel of its group: kGroup times, the vector's
+// lanes are permuted within their groups and multiplied by weights laid out to match, so that no lane is
+// wasted. Permutations within four lanes are made on the fly, beside the multiply-adds; those beyond cost
+// more and are made once, when a vector enters the ring.
 #pragma once
 #include "cpu/grouped_conv2d_ring-inl.h"
+#include "cpu/lanes-inl.h"
 
 namespace rk::cpu::RK_ISA {
 namespace {
 
-template <int kGroup>
+template <int kGroup, class Lane>
 class Rotation {
  public:
   static bool supports(const ConvProblem& p) {
@@ -26,7 +27,7 @@ class Rotation {
         epilogue_(epilogue),
         ring_(p_, tile_width<kMostPixels>(p_.ow)),
         blocks_(ceil_div(p_.c_out, kLanes)),
-        block_size_(parts.taps() * kGroup * kLanes),
+        block_size_(parts.taps() * kSteps * kLanes),
         weights_(blocks_ * block_size_) {
     if (!weights_.data()) throw std::bad_alloc();
   }
@@ -37,15 +38,20 @@ class Rotation {
   // [part][kh][kw / taps][permutation][taps][lane]. Lane l of permutation s meets lane l ^ s of the input.
   void pack(int64_t block) const {
     float* to = weights_.data() + block * block_size_;
-    for (const Parts::Part& part : parts_)
+    for (const Parts::Part& part : parts_) {
+      int64_t filters[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int64_t out = first_channel(block) + lane;
+        filters[lane] = part.p.weight(out / kGroup, out % kGroup, 0, 0, 0);
+      }
+      const int64_t taps = taps_at_once(part.p);
       for (int64_t i = 0; i < part.p.kh; ++i)
-        for (int64_t j = 0; j < part.p.kw; j += taps_at_once(part.p))
-          for (int s = 0; s < kGroup; ++s)
-            for (int64_t t = j; t < j + taps_at_once(part.p); ++t)
-              for (int lane = 0; lane < kLanes; ++lane) {
-                const int64_t out = first_channel(block) + lane;
-                *to++ = part.w[part.p.weight(out / kGroup, out % kGroup, (lane ^ s) % kGroup, i, t)];
-              }
+        for (int64_t j = 0; j < part.p.kw; j += taps)
+          for (int s = 0; s < kSteps; ++s)
+            for (int64_t t = j; t < j + taps; ++t, to += kLanes)
+              pack_lanes(part.w + i * part.p.w_stride[3] + t * part.p.w_stride[4], filters, s,
+                         part.p.w_stride[2], to);
+    }
   }
 
   // A task is a strip of rows, one tile wide and one block of channels deep.
@@ -64,11 +70,20 @@ class Rotation {
  private:
   // Permutations of one input vector in the ring, and of each of these on the fly. Weights of kAtOnce
   // permutations fit the registers.
-  static constexpr int kCopies = kGroup > 4 ? kGroup / 4 : 1;
-  static constexpr int kPermutations = kGroup / kCopies;
+  static constexpr int kSteps = kGroup / Lane::kChannels;
+  static constexpr int kCopies = kSteps > 4 ? kSteps / 4 : 1;
+  static constexpr int kPermutations = kSteps / kCopies;
   static constexpr int kSides = 2;  // of a row, computed in step: neighbouring cells add to the same sums
   static constexpr int kAtOnce = kRegisters == 32 ? kPermutations : 1;
   static constexpr int kMostPixels = kRegisters == 32 ? 14 : 8;
+
+  // The weights of one tap that permutation s meets.
+  static void pack_lanes(const float* w, const int64_t* filters, int s, int64_t next_input, float* to) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t input = (lane ^ s) % kSteps * Lane::kChannels;
+      to[lane] = Lane::pack(w + filters[lane] + input * next_input, next_input, Lane::kChannels);
+    }
+  }
 
   // The last block ends at the last channel; those it shares with the block before are not stored again.
   int64_t first_channel(int64_t block) const { return std::min(block * kLanes, p_.c_out - kLanes); }
@@ -84,14 +99,13 @@ class Rotation {
     const Ring::Place at = ring_.place(p_, task / blocks_), next = ring_.place(p_, next_tile);
     const int64_t block = task % blocks_, channel = first_channel(block);
     const auto fill = [&](int64_t x, int64_t count, float* cells) RK_INLINE_LAMBDA {
-      int64_t step = p_.x_stride[3];
-      const float* from = x_.pixels(x, channel, count, kLanes, ring + kCopies * ring_.plane, step);
-      for (int64_t q = 0; q < count; ++q) {
-        const Vec v = load(from + q * step);
-        unroll<kCopies>([&](auto m) RK_INLINE_LAMBDA {
-          store(cells + m * ring_.plane + q * kLanes, xor_lanes<m * kPermutations>(v));
-        });
-      }
+      Lane::copy(x_, x, channel, count, p_.x_stride[3], kLanes, ring + kCopies * ring_.plane,
+                 [&](int64_t q, Vec cell) RK_INLINE_LAMBDA {
+                   const Vec v = Lane::template spread<kGroup>(cell);
+                   unroll<kCopies>([&](auto m) RK_INLINE_LAMBDA {
+                     store(cells + m * ring_.plane + q * kLanes, xor_lanes<m * kPermutations>(v));
+                   });
+                 });
     };
     ring_.walk(p_, x_, at, channel, next, block, ring, kCopies, fill,
                [&](int64_t row, RowsPrefetcher rows) RK_INLINE_LAMBDA {
@@ -101,7 +115,7 @@ class Rotation {
                    if (row < part.p.oh && pixels > 0)
                      compute_row<kPixels, kStride>({part, block, row, at.column, pixels, at.y}, ring, w,
                                                    rows);
-                   w += part.p.kh * part.p.kw * kGroup * kLanes;
+                   w += part.p.kh * part.p.kw * kSteps * kLanes;
                  }
                });
   }
@@ -133,7 +147,7 @@ class Rotation {
     const int64_t y = at.image + at.row * p.y_stride[2] + at.column * p.y_stride[3] + channel;
     for (int64_t q = 0; q < at.pixels; ++q) prefetch_for_write(out.at(y + p.y_stride[2] + q * p.y_stride[3]));
     Vec acc[kPixels] = {};
-    for (int64_t i = 0; i < p.kh; ++i, w += p.kw * kGroup * kLanes) {
+    for (int64_t i = 0; i < p.kh; ++i, w += p.kw * kSteps * kLanes) {
       const int64_t row = at.row * p.stride[0] - p.padding[0] + i * p.dilation[0];
       if (row >= 0 && row < p.h)
         add_row<kPixels, kStride, kTaps>(p, ring_.row(ring, row) + parts_.across(p) * kLanes, w, acc, rows);
@@ -180,7 +194,7 @@ class Rotation {
           unroll<kTaps>([&](auto t) RK_INLINE_LAMBDA {
             constexpr int kOffset = q + side * kHalf - t;
             if constexpr (kOffset >= 0 && kOffset % kStride == 0 && kOffset / kStride < kPixels)
-              acc[kOffset / kStride] = fma(permuted, weight[s][t], acc[kOffset / kStride]);
+              acc[kOffset / kStride] = Lane::multiply_add(permuted, weight[s][t], acc[kOffset / kStride]);
           });
         });
       });

@@ -95,6 +95,18 @@ RK_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// sum + the products of the two bfloat16 values in each lane of a and b.
+RK_INLINE Vec add_dot_bfloat16(Vec a, Vec b, Vec sum) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+// The first count of twice as many values as there are lanes, two a lane; the others are zero.
+RK_INLINE Vec load_halves(const BFloat16* p, int64_t count) {
+  return (Vec)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << count) - 1), p);
+}
+#endif
+
 // Keeps a loaded vector in a register. GCC otherwise repeats the load as a memory operand of every
 // instruction that uses the vector, and unaligned loads are what a convolution along rows has too many of.
 RK_INLINE void keep_in_register(Vec& v) {

@@ -9,7 +9,8 @@ from ..problem import ConvProblem, memory_format
 
 NAME = "cpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/problem.h
-_PROCESSOR = f"{tables.cpu_model()}, {_native.cpu_isa}"
+# What a CPU has beside AVX-512 is a matter of its model.
+_PROCESSOR = f"{tables.cpu_model()}, {(_native.cpu_isa or '').partition('_')[0] or None}"
 
 
 def missing():
@@ -192,6 +193,23 @@ def direct_conv_bn_act(problem, x, weight, bn_weight, bn_bias, mean, var, eps, a
         native.grouped_conv2d_bn_act(
             x.data_ptr(), weight.data_ptr(), y.data_ptr(), *bn, activation, _native.parallel_for
         )  # fmt: skip
+        return y
+
+    return run
+
+
+def direct_bn_act(problem, z, residual, bn_weight, bn_bias, mean, var, eps, activation):
+    """The recipe of bn_act in evaluation, a function of its tensors."""
+    native, layout = _image(z)
+    dense = all(image is None or image.is_contiguous(memory_format=layout) for image in (z, residual))
+    if not dense or not _are_native(bn_weight, bn_bias, mean, var):
+        return None
+    activation = ACTIVATIONS.index(activation)
+
+    def run(z, residual, bn_weight, bn_bias, mean, var):
+        y = torch.empty_like(z)
+        bn = _address(bn_weight), _address(bn_bias), mean.data_ptr(), var.data_ptr(), eps
+        native.bn_act(z.data_ptr(), _address(residual), y.data_ptr(), *bn, activation, _native.parallel_for)
         return y
 
     return run
