@@ -23,6 +23,7 @@ _WAYS = ("eager", "compiled")
 SHIPPED = Path(__file__).parent / "measured"
 ROWS: dict[tuple, dict] = {}
 _SLOWEST: dict[tuple, dict] = {}  # of each class
+_DEVICES: set[str] = set()
 _logger = logging.getLogger("resnext_kernels")
 
 
@@ -68,7 +69,9 @@ def load() -> None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             _logger.warning("%s is no table of measurements: %s; delete it and calibrate again", path, error)
     _SLOWEST.clear()
+    _DEVICES.clear()
     for (device, op, *_), row in ROWS.items():
+        _DEVICES.add(device)
         slowest = _SLOWEST.setdefault((device, *_class(op, row["problem"])), dict(row))
         slowest.update({key: min(slowest[key], row[key]) for key in _WAYS})
 
@@ -85,6 +88,11 @@ def _read(path) -> dict[tuple, dict]:
 def state() -> int:
     """What a choice by the tables depends on besides the problem."""
     return torch.get_num_threads() if ROWS else 0
+
+
+def is_measured(processor: str) -> bool:
+    """Whether there are rows of the processor, on any number of threads."""
+    return any(device.startswith(f"{processor}, ") for device in _DEVICES)
 
 
 def speedup(device: str, op: str, problem) -> float | None:

@@ -16,6 +16,7 @@ def no_tables(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(tables, "ROWS", {})
     monkeypatch.setattr(tables, "_SLOWEST", {})
+    monkeypatch.setattr(tables, "_DEVICES", set())
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ def missing():
 
 
 def measured() -> bool:
-    return bool(tables.ROWS)
+    return tables.is_measured(_PROCESSOR)
 
 
 @torch.compiler.assume_constant_result
