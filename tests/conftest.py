@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import resnext_kernels as rk
 from resnext_kernels import _native, tables
 
 
@@ -17,6 +18,13 @@ def no_tables(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "ROWS", {})
     monkeypatch.setattr(tables, "_SLOWEST", {})
     monkeypatch.setattr(tables, "_DEVICES", set())
+
+
+@pytest.fixture(params=["reference", "cpu,aten"])
+def swap_backend(request):
+    """A swapped model runs its kernels, not the original forward."""
+    with rk.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

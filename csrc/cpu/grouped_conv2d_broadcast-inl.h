@@ -1,5 +1,6 @@
-// Channels-last convolution with any number of channels a group: a vector holds output channels of one group,
-// and every input channel of a pixel is broadcast to it. Lanes past the group's end are wasted.
+// Convolution with any number of channels a group, channels last or, where vectors are full, NCHW: a vector
+// holds output channels of one group, and every input channel of a pixel is broadcast to it. Lanes past the
+// group's end are wasted. Rows of one channel (NCHW) are transposed on the way in and out.
 //
 // A group's input for a strip of output rows is copied into planes of cells, a vector of channels each, which
 // all the group's outputs share.
@@ -14,7 +15,9 @@ template <class Lane>
 class Broadcast {
  public:
   static bool supports(const ConvProblem& p) {
-    return p.y_stride[1] == 1 && p.x_stride[1] == 1 && p.c_out > 1 && p.stride[1] <= 2;
+    if (p.c_out == 1 || p.stride[1] > 2) return false;
+    const bool full = p.in_per_group() % kLanes == 0 && p.out_per_group() % kLanes == 0;
+    return (p.y_stride[1] == 1 && p.x_stride[1] == 1) || (Lane::kChannels == 1 && full && p.x_stride[3] == 1);
   }
 
   Broadcast(const Parts& parts, const Input& x, const Epilogue& epilogue)
@@ -139,26 +142,33 @@ class Broadcast {
   }
 
   void pack_elements(const ConvProblem& p, const float* w, int64_t count, int64_t next, float* to) const {
+    const int64_t next_output = p.w_stride[1], next_input = p.w_stride[2];
     for (int64_t i = 0; i < p.kh; ++i)
       for (int64_t j = 0; j < p.kw; ++j)
-        for (int64_t c = 0; c < inputs_; c += Lane::kChannels, to += next)
-          for (int64_t lane = 0; lane < count; ++lane)
-            to[lane] = Lane::pack(w + p.weight(0, lane, c, i, j), p.w_stride[2], inputs_ - c);
+        for (int64_t c = 0; c < inputs_; c += Lane::kChannels, to += next) {
+          const float* from = w + i * p.w_stride[3] + j * p.w_stride[4] + c * next_input;
+          for (int64_t lane = 0; lane < count; ++lane, from += next_output)
+            to[lane] = Lane::pack(from, next_input, inputs_ - c);
+        }
   }
 
   __attribute__((noinline)) void fill(const Strip& s, float* planes) const {
     for (int64_t plane = 0; plane < planes_; ++plane, planes += plane_) {
       const int64_t channel = s.group * inputs_ + plane * kChannels;
       const int64_t channels = std::min<int64_t>(inputs_ - plane * kChannels, kChannels);
-      const int64_t image = s.n * p_.x_stride[0] + channel;
+      const int64_t image = s.n * p_.x_stride[0] + channel * p_.x_stride[1];
       float* temporary = planes + (planes_ - plane) * plane_ + kMostPixels<1> * kLanes;
       strip_.fill(
           p_, s.strip,
           [&](int64_t cell, int64_t row, int64_t column, int64_t count) RK_INLINE_LAMBDA {
             const int64_t first = image + row * p_.x_stride[2] + column * p_.x_stride[3];
+            const int64_t step = p_.stride[1] * p_.x_stride[3];
             float* to = planes + cell * kLanes;
-            Lane::copy(x_, first, channel, count, p_.stride[1] * p_.x_stride[3], channels, temporary,
-                       [&](int64_t q, Vec v) RK_INLINE_LAMBDA { store(to + q * kLanes, v); });
+            const auto store_cell = [&](int64_t q, Vec v) RK_INLINE_LAMBDA { store(to + q * kLanes, v); };
+            if (p_.x_stride[1] == 1)
+              Lane::copy(x_, first, channel, count, step, channels, temporary, store_cell);
+            else
+              x_.transpose_row(first, channel, channels, p_.x_stride[1], step, count, store_cell);
           },
           [](int64_t, int64_t) {});  // rows outside the image are not read
     }
@@ -170,8 +180,15 @@ class Broadcast {
     const int64_t first_row =
         std::max<int64_t>(s.strip * strip_.output_rows * p_.stride[0] - p_.padding[0], 0);
     const int64_t rows = std::min(strip_.rows * p_.stride[0], p_.h - first_row);
-    const int64_t pixels = ceil_div(rows * p_.w, blocks_per_group_), share = task % blocks_per_group_;
-    const int64_t first = s.n * p_.x_stride[0] + s.group * inputs_ + first_row * p_.x_stride[2];
+    const int64_t first =
+        s.n * p_.x_stride[0] + s.group * inputs_ * p_.x_stride[1] + first_row * p_.x_stride[2];
+    const int64_t share = task % blocks_per_group_;
+    if (p_.x_stride[1] != 1) {
+      const int64_t channels = ceil_div(inputs_, blocks_per_group_);
+      return Prefetcher(x_, first + share * channels * p_.x_stride[1], 16,
+                        ceil_div(rows * p_.x_stride[2], 16), p_.x_stride[1], channels);
+    }
+    const int64_t pixels = ceil_div(rows * p_.w, blocks_per_group_);
     return Prefetcher(x_, first + share * pixels * p_.x_stride[3], 16, ceil_div(inputs_, 16), p_.x_stride[3],
                       pixels);
   }
@@ -211,7 +228,7 @@ class Broadcast {
                 planes + r * strip_.pitch * kLanes,
                 channel,
                 0,
-                s.n * p.y_stride[0] + channel + (first_row + r) * p.y_stride[2]};
+                s.n * p.y_stride[0] + channel * p.y_stride[1] + (first_row + r) * p.y_stride[2]};
       tile.lanes = std::min<int64_t>(kVectors * kLanes, p.out_per_group() - b.first_vector * kLanes);
       for (int64_t left = p.ow; left > 0; left -= tile.pixels) {
         tile.pixels = ceil_div(left, ceil_div(left, kMostPixels<kVectors>));
@@ -242,14 +259,21 @@ class Broadcast {
   __attribute__((noinline)) void compute_tile(const Tile& tile, const float* w,
                                               Prefetcher& prefetch_next) const {
     const Output y(tile.part.y, p_.dtype);
-    const int64_t next_pixel = tile.part.p.y_stride[3];
-    for (int64_t q = 0; q < tile.pixels; ++q) prefetch_for_write(y.at(tile.y + q * next_pixel));
+    const int64_t next_pixel = tile.part.p.y_stride[3], next_channel = tile.part.p.y_stride[1];
+    if (next_channel == 1)
+      for (int64_t q = 0; q < tile.pixels; ++q) prefetch_for_write(y.at(tile.y + q * next_pixel));
+    else
+      for (int64_t c = 0; c < tile.lanes; ++c) prefetch_for_write(y.at(tile.y + c * next_channel));
     Vec acc[kVectors][kPixels] = {};
     sum_tile<kVectors, kPixels>(tile, w, acc, prefetch_next);
     unroll<kVectors>([&](auto v) RK_INLINE_LAMBDA {
       const int64_t lanes = std::min<int64_t>(kLanes, tile.lanes - v * kLanes);
-      store_tile(acc[v], tile.pixels, Finish(epilogue_, tile.channel + v * kLanes, lanes), 0, lanes, y,
-                 tile.y + v * kLanes, next_pixel);
+      const Finish finish(epilogue_, tile.channel + v * kLanes, lanes);
+      const int64_t to = tile.y + v * kLanes * next_channel;
+      if (next_channel == 1)
+        store_tile(acc[v], tile.pixels, finish, 0, lanes, y, to, next_pixel);
+      else
+        store_transposed(acc[v], tile.pixels, finish, lanes, y, to, next_channel, next_pixel);
     });
   }
 

@@ -86,6 +86,20 @@ RK_INLINE void store_tile(const Vec (&acc)[kPixels], int64_t pixels, const Finis
   for (int64_t q = 0; q < pixels; ++q, to += next_pixel) y.store_lanes(to, finish(sums[q]), begin, end);
 }
 
+// Stores the first `lanes` lanes of a tile's `pixels`, lanes a distance apart.
+__attribute__((noinline)) inline void store_transposed(const Vec* acc, int64_t pixels, const Finish& finish,
+                                                       int64_t lanes, const Output& y, int64_t to,
+                                                       int64_t next_lane, int64_t next_pixel) {
+  for (; pixels > 0; pixels -= kLanes, acc += kLanes, to += kLanes * next_pixel) {
+    const int64_t count = std::min<int64_t>(pixels, kLanes);
+    Vec rows[kLanes];
+    unroll<kLanes>([&](auto q) RK_INLINE_LAMBDA { rows[q] = q < count ? finish(acc[q]) : Vec{}; });
+    transpose(rows);
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      y.store_lanes(to + lane * next_lane, rows[lane], 0, count, next_pixel);
+  }
+}
+
 // Prefetches `runs` runs of cells one at a time, between multiply-adds: requests in a burst would wait for
 // each other. Then it stays on the last cell.
 struct Prefetcher {

@@ -167,8 +167,8 @@ class Cells {
         copy_pixels(offset, channel + v, count, lanes, temporary,
                     [&](int64_t q, Vec cell) RK_INLINE_LAMBDA { store_cell(q, cell, v); });
       else
-        transpose_rows(offset, channel + v, count, lanes,
-                       [&](int64_t q, Vec cell) RK_INLINE_LAMBDA { store_cell(q, cell, v); });
+        image_.transpose_row(offset, channel + v, lanes, stride_[1], stride_[3], count,
+                             [&](int64_t q, Vec cell) RK_INLINE_LAMBDA { store_cell(q, cell, v); });
     }
   }
 
@@ -182,21 +182,6 @@ class Cells {
       for (int64_t q = 0; q < count; ++q) store_cell(q, load(from + q * step));
     else
       for (int64_t q = 0; q < count; ++q) store_cell(q, load_first(from + q * step, lanes));
-  }
-
-  template <class StoreCell>
-  RK_INLINE void transpose_rows(int64_t offset, int64_t channel, int64_t count, int64_t lanes,
-                                StoreCell store_cell) const {
-    image_.with_transposer(offset, channel, lanes, stride_[1], stride_[3], [&](auto transposed) {
-      for (int64_t q = 0; q < count; q += kLanes) {
-        const int64_t pixels = std::min<int64_t>(count - q, kLanes);
-        Vec cells[kLanes];
-        transposed(q, pixels, cells);
-        unroll<kLanes>([&](auto i) RK_INLINE_LAMBDA {
-          if (i < pixels) store_cell(q + i, cells[i]);
-        });
-      }
-    });
   }
 
   const Input image_;

@@ -46,13 +46,15 @@ class Input {
   const float* row(int64_t offset, int64_t channel, int64_t count, float* temporary, int64_t& step) const {
     if (in_place()) return reinterpret_cast<const float*>(at(offset));
     const bool close = step == 1 || step == 2;
-    const int64_t lanes = close ? kLanes : 1, apart = close ? 1 : step;
-    const int64_t total = close ? (count - 1) * step + 1 : count;
-    with_loader(offset, channel, 0, [&](auto load_at) {
-      for (int64_t i = 0; i < total; i += lanes) {
-        const int64_t left = std::min(total - i, lanes);
-        store_first(temporary + i, load_at(i * apart, left), left);
+    with_loader(offset, channel, 0, [&](auto load_at) RK_INLINE_LAMBDA {
+      if (!close) {
+        for (int64_t i = 0; i < count; ++i) temporary[i] = load_at(i * step, 1)[0];
+        return;
       }
+      const int64_t total = (count - 1) * step + 1;
+      int64_t i = 0;
+      for (; i + kLanes <= total; i += kLanes) store(temporary + i, load_at(i, kLanes));
+      if (i < total) store_first(temporary + i, load_at(i, total - i), total - i);
     });
     step = close ? step : 1;
     return temporary;
@@ -86,6 +88,22 @@ class Input {
     });
   }
 
+  // Calls store_cell(q, cell) for `count` pixels, as above.
+  template <class StoreCell>
+  RK_INLINE void transpose_row(int64_t offset, int64_t channel, int64_t lanes, int64_t pitch, int64_t step,
+                               int64_t count, StoreCell store_cell) const {
+    with_transposer(offset, channel, lanes, pitch, step, [&](auto transposed) {
+      for (int64_t q = 0; q < count; q += kLanes) {
+        const int64_t pixels = std::min<int64_t>(count - q, kLanes);
+        Vec cells[kLanes];
+        transposed(q, pixels, cells);
+        unroll<kLanes>([&](auto i) RK_INLINE_LAMBDA {
+          if (i < pixels) store_cell(q + i, cells[i]);
+        });
+      }
+    });
+  }
+
  private:
   // `count` elements of each of `lanes` rows; the others are zero.
   template <class T>
@@ -93,7 +111,8 @@ class Input {
                                   Vec (&rows)[kLanes]) {
     if (step != 1)
       unroll<kLanes>([&](auto lane) RK_INLINE_LAMBDA {
-        rows[lane] = lane < lanes ? load_apart(from + lane * pitch, count, step) : Vec{};
+        const T* row = from + lane * pitch;
+        rows[lane] = lane >= lanes ? Vec{} : step == 2 ? load_even(row, count) : load_apart(row, count, step);
       });
     else if (lanes == kLanes && count == kLanes)
       unroll<kLanes>([&](auto lane) RK_INLINE_LAMBDA { rows[lane] = load(from + lane * pitch); });
@@ -144,15 +163,8 @@ inline void copy_row(const float* from, int64_t step, int64_t count, float* to) 
   }
   if (step == 2) {
     for (; i < count; i += kLanes) {
-      const int64_t left = 2 * (count - i) - 1;  // the last float used is the last that may be read
-      const float* pair = from + 2 * i;
-      if (left >= 2 * kLanes)
-        store(to + i, even_lanes(load(pair), load(pair + kLanes)));
-      else
-        store_first(to + i,
-                    even_lanes(load_first(pair, std::min<int64_t>(left, kLanes)),
-                               left > kLanes ? load_first(pair + kLanes, left - kLanes) : Vec{}),
-                    std::min<int64_t>(count - i, kLanes));
+      const int64_t lanes = std::min<int64_t>(count - i, kLanes);
+      store_up_to(to + i, load_even(from + 2 * i, lanes), lanes);
     }
     return;
   }

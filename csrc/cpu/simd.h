@@ -294,6 +294,15 @@ RK_INLINE Vec even_lanes(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
   return shuffle<(2 * kLane)...>(a, b);
 }
 
+// The first count lanes, lane i from p[2 * i]; nothing past p[2 * (count - 1)] is touched.
+template <class T>
+RK_INLINE Vec load_even(const T* p, int64_t count) {
+  const int64_t span = 2 * count - 1;
+  const Vec first = load_up_to(p, span < kLanes ? span : kLanes);
+  const Vec second = span > kLanes ? load_first(p + kLanes, span - kLanes) : Vec{};
+  return even_lanes(first, second, Lanes{});
+}
+
 // Lanes of a and b in turns, from kFirst on.
 template <int kFirst, int... kLane>
 RK_INLINE Vec zip_lanes(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
@@ -326,6 +335,17 @@ RK_INLINE Vec first_lanes_of(Vec v, int64_t count, std::integer_sequence<int, kL
   return IntVec{kLane...} < static_cast<int32_t>(count) ? v : Vec{};
 }
 
+// Calls body(integral_constant<int, i>) for i in [0, kCount): loops whose arrays must stay in registers.
+template <class Body, int... kIndex>
+RK_INLINE void unroll(Body&& body, std::integer_sequence<int, kIndex...>) {
+  (body(std::integral_constant<int, kIndex>{}), ...);
+}
+
+template <int kCount, class Body>
+RK_INLINE void unroll(Body&& body) {
+  unroll(body, std::make_integer_sequence<int, kCount>{});
+}
+
 // v with zeros after its first count lanes.
 RK_INLINE Vec first_lanes_of(Vec v, int64_t count) { return first_lanes_of(v, count, Lanes{}); }
 
@@ -339,8 +359,9 @@ RK_INLINE Vec zip_second(Vec a, Vec b) { return zip_lanes<kLanes / 2>(a, b, Lane
 template <int kBit = 1>
 RK_INLINE void transpose(Vec (&rows)[kLanes]) {
   if constexpr (kBit < kLanes) {
-    for (int i = 0; i < kLanes; ++i)
-      if (!(i & kBit)) exchange<kBit>(rows[i], rows[i | kBit], Lanes{});
+    unroll<kLanes>([&](auto i) RK_INLINE_LAMBDA {
+      if constexpr (!(i & kBit)) exchange<kBit>(rows[i], rows[i | kBit], Lanes{});
+    });
     transpose<2 * kBit>(rows);
   }
 }
@@ -349,24 +370,14 @@ RK_INLINE void transpose(Vec (&rows)[kLanes]) {
 template <int kBit = 1>
 RK_INLINE Vec sum_lanes(Vec* rows) {
   if constexpr (kBit < kLanes) {
-    for (int i = 0; i < kLanes; i += 2 * kBit) {
+    unroll<kLanes / (2 * kBit)>([&](auto pair) RK_INLINE_LAMBDA {
+      constexpr int i = 2 * kBit * pair;
       exchange<kBit>(rows[i], rows[i + kBit], Lanes{});
       rows[i] += rows[i + kBit];
-    }
+    });
     return sum_lanes<2 * kBit>(rows);
   }
   return rows[0];
-}
-
-// Calls body(integral_constant<int, i>) for i in [0, kCount): loops whose arrays must stay in registers.
-template <class Body, int... kIndex>
-RK_INLINE void unroll(Body&& body, std::integer_sequence<int, kIndex...>) {
-  (body(std::integral_constant<int, kIndex>{}), ...);
-}
-
-template <int kCount, class Body>
-RK_INLINE void unroll(Body&& body) {
-  unroll(body, std::make_integer_sequence<int, kCount>{});
 }
 
 // e^v to about one unit in the last place; NaN stays NaN.
