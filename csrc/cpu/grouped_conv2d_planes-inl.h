@@ -25,13 +25,13 @@ class Planes {
         strip_(p_, kFloats / p_.in_per_group()),
         plane_(strip_.phases(p_) * strip_.phase_size),
         flat_(ceil_div(strip_.output_rows * strip_.pitch, kLanes) * kLanes),
-        column_floats_(kPlaneOutputs * flat_),
+        part_floats_(kPlaneOutputs * flat_),
         offsets_(tap_offsets(parts, strip_)),
         copy_(parts.count == 1 && contiguous(parts.parts[0].p) ? nullptr : copy_weights(parts)) {}
 
   int64_t tasks() const { return p_.groups * p_.n * strip_.strips; }
 
-  // The planes, what a tile reads past the last of them, the sums of one block of outputs, a row of input.
+  // The planes, what a tile reads past the last of them, the sums of a block of outputs, a row of input.
   int64_t scratch_floats() const { return sums_end() + 2 * strip_.pitch; }
 
   void range(int64_t begin, int64_t end, float* scratch) const {
@@ -71,7 +71,7 @@ class Planes {
     return ceil_div(p_.in_per_group() * plane_ + strip_.pitch, kLanes) * kLanes + kLanes;
   }
 
-  int64_t sums_end() const { return planes_floats() + parts_.columns * column_floats_; }
+  int64_t sums_end() const { return planes_floats() + parts_.count * part_floats_; }
 
   void fill(int64_t n, int64_t g, int64_t strip, float* planes, float* temporary) const {
     for (int64_t c = 0; c < p_.in_per_group(); ++c)
@@ -108,19 +108,14 @@ class Planes {
     for (int64_t o = end - p_.out_per_group(); o < end;) {
       const int64_t count = ceil_div(end - o, ceil_div(end - o, kPlaneOutputs));
       int64_t tap = 0;
-      for (const Parts::Part* part = parts_.begin(); part < parts_.end(); part += parts_.columns) {
-        const ConvProblem& p = part->p;
-        const int64_t rows = std::min(strip_.output_rows, p.oh - first_row);
-        for (int64_t column = 0; column < parts_.columns; ++column) {
-          Filters filters(*this, part[column], tap);
-          tap += filters.taps;
-          filters.w += o * filters.next_output;
-          sum<kPlaneOutputs>(count, rows, planes, filters, sums + column * column_floats_, prefetch_next);
-        }
-        for (int64_t i = 0; i < count; ++i)
-          store_rows(part, sums + i * flat_, rows, Finish(epilogue_, o + i),
-                     n * p.y_stride[0] + (o + i) * p.y_stride[1] + first_row * p.y_stride[2]);
+      for (int64_t part = 0; part < parts_.count; ++part) {
+        Filters filters(*this, parts_.parts[part], tap);
+        tap += filters.taps;
+        filters.w += o * filters.next_output;
+        const int64_t rows = std::min(strip_.output_rows, parts_.parts[part].p.oh - first_row);
+        sum<kPlaneOutputs>(count, rows, planes, filters, sums + part * part_floats_, prefetch_next);
       }
+      for (int64_t i = 0; i < count; ++i) store_rows(n, o + i, first_row, sums + i * flat_);
       o += count;
     }
   }
@@ -177,17 +172,24 @@ class Planes {
     });
   }
 
-  // Of one channel, from element `to` of each of the parts that make the same rows.
-  void store_rows(const Parts::Part* part, const float* sums, int64_t rows, const Finish& finish,
-                  int64_t to) const {
-    const bool zip = parts_.columns == 2 && part->p.y_stride[3] == 2;
-    for (int64_t r = 0; r < rows; ++r, sums += strip_.pitch, to += part->p.y_stride[2]) {
-      if (zip)
-        store_zipped(part, sums, finish, to);
-      else
-        for (int64_t column = 0; column < parts_.columns; ++column)
-          store_row(part[column], sums + column * column_floats_, finish, to);
-    }
+  // Of one channel, the rows of all parts in turns, so that memory is written in order.
+  void store_rows(int64_t n, int64_t channel, int64_t first_row, const float* sums) const {
+    const Finish finish(epilogue_, channel);
+    const int64_t end = std::min(first_row + strip_.output_rows, p_.oh);
+    for (int64_t row = first_row; row < end; ++row, sums += strip_.pitch)
+      for (int64_t first = 0; first < parts_.count; first += parts_.columns) {
+        const Parts::Part* part = parts_.parts + first;
+        if (row < part->p.oh)
+          store_columns(part, sums + first * part_floats_, finish,
+                        n * part->p.y_stride[0] + channel * part->p.y_stride[1] + row * part->p.y_stride[2]);
+      }
+  }
+
+  // A row of the parts whose columns take turns, from element `to` of each.
+  void store_columns(const Parts::Part* part, const float* sums, const Finish& finish, int64_t to) const {
+    if (parts_.columns == 2 && part->p.y_stride[3] == 2) return store_zipped(part, sums, finish, to);
+    for (int64_t column = 0; column < parts_.columns; ++column)
+      store_row(part[column], sums + column * part_floats_, finish, to);
   }
 
   void store_row(const Parts::Part& part, const float* sums, const Finish& finish, int64_t to) const {
@@ -207,7 +209,7 @@ class Planes {
         return std::clamp<int64_t>(part[column].p.ow - i, 0, kLanes);
       };
       const Vec even = finish(load_first(sums + i, lanes(0)));
-      const Vec odd = finish(load_first(sums + column_floats_ + i, lanes(1)));
+      const Vec odd = finish(load_first(sums + part_floats_ + i, lanes(1)));
       const int64_t count = lanes(0) + lanes(1);
       y.store_lanes(to + 2 * i, zip_first(even, odd), 0, std::min<int64_t>(count, kLanes));
       if (count > kLanes) y.store_lanes(to + 2 * i + kLanes, zip_second(even, odd), 0, count - kLanes);
@@ -219,7 +221,7 @@ class Planes {
   const Input x_;
   const Epilogue& epilogue_;
   const PaddedStrip strip_;
-  const int64_t plane_, flat_, column_floats_;
+  const int64_t plane_, flat_, part_floats_;
   const std::unique_ptr<int64_t[]> offsets_;
   const std::unique_ptr<float[]> copy_;
 };
