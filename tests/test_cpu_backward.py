@@ -74,3 +74,11 @@ def test_long_sums_are_within_the_gates(text, op, activation):
     args = cases.make(op, ConvProblem.parse(text), integers=False, activation=activation)
     verdict = judge(op, args, call(op, args, "cpu"))
     assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("text", ["n1_c8_h0_w5_g2_p2", "n1_c8_h5_w0_g2_p2_s2_nhwc", "n1_c32_h0_w5_g2_p2_s2"])
+def test_images_without_pixels(text, op):
+    """All padding: PyTorch itself refuses these."""
+    dx, dw, *_ = call(op, cases.make(op, ConvProblem.parse(text), integers=True), "cpu")
+    assert dx.numel() == 0 and torch.equal(dw, torch.zeros_like(dw))

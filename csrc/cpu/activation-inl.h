@@ -8,6 +8,23 @@
 namespace rk::cpu::RK_ISA {
 namespace {
 
+// e^v to about one unit in the last place; NaN stays NaN.
+inline Vec exp(Vec v) {
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec x = v < -87.3f ? broadcast(-87.3f) : v > 88.7f ? broadcast(88.7f) : v;
+  const Vec shifted = fma(x, broadcast(1.44269504f), broadcast(kRound));
+  const Vec n = shifted - kRound;
+  Vec r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  Vec sum = broadcast(1.9875691500e-4f);
+  for (const float c :
+       {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f, 1.f, 1.f})
+    sum = fma(sum, r, broadcast(c));
+  const IntVec exponent = (IntVec)shifted << 23;
+  const Vec result = (Vec)((IntVec)sum + exponent);
+  return v > 88.7f ? broadcast(__builtin_inff()) : result;
+}
+
 RK_INLINE Vec silu(Vec pre) { return pre / (1.f + exp(-pre)); }
 
 RK_INLINE Vec activate(Vec pre, Activation activation) {

@@ -65,6 +65,7 @@ ConvProblem window_of(const Parts::Part* parts, int64_t count) {
 
 void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const float* w, void* dx,
                           const BnBackward* bn, ParallelFor parallel_for) {
+  if (p.h == 0 || p.w == 0) return;
   const std::unique_ptr<Parts::Part[]> parts(new Parts::Part[p.stride[0] * p.stride[1]]);
   const int64_t columns = std::min(p.stride[1], p.w);
   int64_t count = 0;

@@ -40,6 +40,14 @@ class ChannelLanes {
       for_each_plane(begin, end, make, body);
   }
 
+  int64_t c, pixels, elements;
+  bool last;
+  int64_t period;
+
+ private:
+  // Below this the loop over a period is all overhead.
+  static constexpr int64_t kShortest = 64;
+
   template <class Make, class Body>
   RK_INLINE void for_each_pixel(int64_t begin, int64_t end, Make make, Body body) const {
     for (int64_t row = begin; row < end; row += period) {
@@ -49,14 +57,6 @@ class ChannelLanes {
       if (j < size) body(make(j, kLanes), row + j, size - j);
     }
   }
-
-  int64_t c, pixels, elements;
-  bool last;
-  int64_t period;
-
- private:
-  // Below this the loop over a period is all overhead.
-  static constexpr int64_t kShortest = 64;
 
   template <class Make, class Body>
   RK_INLINE void for_each_plane(int64_t begin, int64_t end, Make make, Body body) const {

@@ -14,7 +14,7 @@ struct FloatLanes {
   // The weight of the first of `channels` channels, `next` floats apart.
   static float pack(const float* w, int64_t, int64_t) { return *w; }
 
-  // Of the vector of weights for one more channel of the lanes packed so far.
+  // Adds to the lanes at `to` the weights of input `channel` for kLanes outputs; channels come in order.
   static void pack(float* to, Vec w, int64_t) { store(to, w); }
 
   // Calls store_cell(q, lanes) for `count` pixels, `step` elements apart, of the channels that a vector has

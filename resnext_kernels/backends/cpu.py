@@ -10,7 +10,7 @@ from ..problem import ConvProblem, memory_format
 NAME = "cpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/problem.h
 # What a CPU has beside AVX-512 is a matter of its model.
-_PROCESSOR = f"{tables.cpu_model()}, {(_native.cpu_isa or '').partition('_')[0] or None}"
+_PROCESSOR = f"{tables.cpu_model()}, {str(_native.cpu_isa).partition('_')[0]}"
 
 
 def missing():
