@@ -14,6 +14,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 PACKAGE = "resnext_kernels"
+# What CMakeLists.txt says of them holds for environment variables of these names.
+OPTIONS = ("RESNEXT_KERNELS_CUDA", "RESNEXT_KERNELS_CUDA_ARCHITECTURES")
 
 
 def why_pure() -> str | None:
@@ -39,6 +41,7 @@ class CMakeBuild(build_ext):
             "--fresh",  # an old cache names the Ninja of a build environment that is gone, and another CXX
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={self._folder()}", "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *(f"-D{name}={os.environ[name]}" for name in OPTIONS if name in os.environ),
         ]  # fmt: skip
         # Without build isolation, cmake and ninja may be in a virtual environment that is not activated.
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
@@ -64,6 +67,8 @@ class CMakeBuild(build_ext):
 
 
 reason = why_pure()
+if reason and os.environ.get("RESNEXT_KERNELS_CUDA") == "on":
+    sys.exit(f"RESNEXT_KERNELS_CUDA=on: no native kernels: {reason}")
 if reason:
     print(f"{PACKAGE}: installing without native kernels: {reason}", file=sys.stderr)
 setup(

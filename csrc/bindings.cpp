@@ -1,48 +1,17 @@
 #include <pybind11/pybind11.h>
 
-#include <array>
 #include <memory>
 #include <optional>
 
 #include "cpu/batch_norm.h"
 #include "cpu/kernels.h"
+#include "problem_bindings.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
+using rk::pointer;
 
 namespace {
-
-template <size_t kSize>
-std::array<int64_t, kSize> ints(const py::tuple& values) {
-  if (values.size() != kSize)
-    throw py::value_error("expected a tuple of " + std::to_string(kSize) + " integers");
-  std::array<int64_t, kSize> result;
-  for (size_t i = 0; i < kSize; ++i) result[i] = values[i].cast<int64_t>();
-  return result;
-}
-
-// sizes: n, c_in, h, w, c_out, kh, kw, oh, ow, groups, stride 2, padding 2, dilation 2; weights as in torch.
-rk::ConvProblem problem(const py::tuple& sizes, const py::tuple& x_stride, const py::tuple& w_stride,
-                        const py::tuple& y_stride, int dtype) {
-  const auto s = ints<16>(sizes);
-  rk::ConvProblem p{s[0], s[1],           s[2],           s[3],           s[4], s[5], s[6], s[7], s[8],
-                    s[9], {s[10], s[11]}, {s[12], s[13]}, {s[14], s[15]}, {},   {},   {},   {}};
-  p.dtype = static_cast<rk::DType>(dtype);
-  const auto x = ints<4>(x_stride), w = ints<4>(w_stride), y = ints<4>(y_stride);
-  for (int i = 0; i < 4; ++i) p.x_stride[i] = x[i], p.w_stride[i + 1] = w[i], p.y_stride[i] = y[i];
-  p.w_stride[0] = p.out_per_group() * w[0];
-  return p;
-}
-
-rk::ImageProblem image_problem(int64_t n, int64_t c, int64_t pixels, bool channels_last, int dtype) {
-  return {n, c, pixels, channels_last, static_cast<rk::DType>(dtype)};
-}
-
-// An address as Python has it: Tensor.data_ptr(), or 0 for none.
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t y, uintptr_t scale,
                         uintptr_t shift, int activation, uintptr_t parallel_for) {
@@ -84,7 +53,7 @@ void grouped_conv2d_bn_act(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, u
 // z, scale, shift, a, b, c as addresses and the activation, or None.
 std::optional<rk::BnBackward> bn_backward(const py::object& bn) {
   if (bn.is_none()) return std::nullopt;
-  const auto values = ints<7>(bn.cast<py::tuple>());
+  const auto values = rk::ints<7>(bn.cast<py::tuple>());
   const auto vector = [&](int i) { return pointer<const float>(values[i]); };
   return rk::BnBackward{
       pointer<const void>(values[0]),        vector(1), vector(2), vector(3), vector(4), vector(5),
@@ -204,13 +173,13 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels of resnext_kernels; raw pointers, no torch.";
   py::class_<rk::ConvProblem>(m, "ConvProblem")
-      .def(py::init(&problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
+      .def(py::init(&rk::conv_problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
       .def("grouped_conv2d_bn_act", &grouped_conv2d_bn_act)
       .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
       .def("grouped_conv2d_wgrad", &grouped_conv2d_wgrad);
   py::class_<rk::ImageProblem>(m, "ImageProblem")
-      .def(py::init(&image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
+      .def(py::init(&rk::image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats", &bn_stats)
       .def("affine_act", &affine_act)
       .def("bn_act", &bn_act)

@@ -15,9 +15,14 @@ from .testing import cases, machine
 
 def info(arguments, console) -> int:
     """Prints versions, the machine and which backends this installation has, with the reasons for those it lacks."""
-    places = {"package": str(Path(__file__).parent), "native module": getattr(_native._C, "__file__", _native.missing)}
+    places = {
+        "package": str(Path(__file__).parent),
+        "native module": getattr(_native._C, "__file__", _native.missing),
+        "CUDA module": getattr(_native._cuda, "__file__", _native.cuda_missing),
+    }
+    built = _native._cuda.build_info() if _native._cuda else {}
     states = {f"backend {name}": state for name, state in available_backends().items()}
-    rows = {**machine.describe(), **places, **states}
+    rows = {**machine.describe(), **places, **{f"CUDA {key}": value for key, value in built.items()}, **states}
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0

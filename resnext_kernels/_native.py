@@ -1,4 +1,4 @@
-"""The native module, or the reason why it is absent; torch's thread pool as a function pointer."""
+"""The native modules, or the reasons why they are absent; torch's thread pool as a function pointer."""
 
 import ctypes
 import importlib
@@ -29,14 +29,26 @@ def _why_absent() -> str:
     return f"native kernels are built on Linux x86-64 and aarch64, this is {platform.system()} {platform.machine()}"
 
 
-try:
-    _C = importlib.import_module(f"{__package__}._C")
-except ModuleNotFoundError:
-    _C, missing = None, _why_absent()
-except ImportError as error:
-    _C, missing = None, f"native kernels do not load: {error}; install the package again on this machine"
-else:
-    missing = None
+def _load(name: str, kernels: str, absent: str):
+    """The module and None, or None and why."""
+    try:
+        return importlib.import_module(f"{__package__}.{name}"), None
+    except ModuleNotFoundError:
+        return None, absent
+    except ImportError as error:
+        return None, f"{kernels} do not load: {error}; install the package again on this machine"
+
+
+_C, missing = _load("_C", "native kernels", _why_absent())
+# It loads without a driver, and asks nothing of one until its first call.
+_cuda, cuda_missing = _load(
+    "_cuda",
+    "CUDA kernels",
+    missing
+    or "CUDA kernels are not built: no nvcc when this copy was installed, or RESNEXT_KERNELS_CUDA=off; they need "
+    "CUDA 12 or newer, its nvcc in PATH, CUDACXX or /usr/local/cuda/bin, and then, in the checkout, "
+    "pip install --force-reinstall --no-deps .",
+)
 
 
 def _torch_parallel_for() -> int:

@@ -90,9 +90,9 @@ def state() -> int:
     return torch.get_num_threads() if ROWS else 0
 
 
-def is_measured(processor: str) -> bool:
-    """Whether there are rows of the processor, on any number of threads."""
-    return any(device.startswith(f"{processor}, ") for device in _DEVICES)
+def is_measured(prefix: str) -> bool:
+    """Whether there are rows of a device whose name begins so."""
+    return any(device.startswith(prefix) for device in _DEVICES)
 
 
 def speedup(device: str, op: str, problem) -> float | None:

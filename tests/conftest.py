@@ -1,3 +1,7 @@
+import os
+from pathlib import Path
+
+import emulated
 import pytest
 import torch
 
@@ -25,6 +29,22 @@ def swap_backend(request):
     """A swapped model runs its kernels, not the original forward."""
     with rk.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def emulated_module(tmp_path_factory):
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    built = os.environ.get("RESNEXT_KERNELS_EMULATED")
+    return emulated.load(Path(built) if built else emulated.build(tmp_path_factory.mktemp("emulated")))
+
+
+@pytest.fixture
+def emulated_cuda(emulated_module):
+    """The backend `cuda` on CPU tensors; yields the module, whose `configure` sets how the emulation runs."""
+    with emulated.as_cuda(emulated_module):
+        emulated_module.configure()
+        yield emulated_module
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import cuda_budgets
+import pybind11
 import pytest
 
 import resnext_kernels as rk
@@ -26,6 +28,9 @@ builds_native = pytest.mark.skipif(
     or not any(map(shutil.which, ("c++", "g++", "clang++"))),
     reason="native modules are built on Linux x86-64 and aarch64 with a C++ compiler",
 )
+# PTX alone takes a third of the time of the default; that one is what the installation under test was built with.
+QUICK = {"RESNEXT_KERNELS_CUDA_ARCHITECTURES": "90-virtual"}
+NO_NVCC = {"CUDACXX": "/nonexistent/nvcc"}
 
 
 def run(command, cwd, **env):
@@ -74,7 +79,7 @@ def unpack(wheel, folder):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"), **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,19 @@ def content(wheel):
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
+def info(folder, cwd):
+    """What `python -m resnext_kernels info` says of the package in a folder."""
+    code = f"from {NAME}.__main__ import main; main(['info', '--json'])"
+    return json.loads(run([sys.executable, "-c", code], cwd, PYTHONPATH=str(folder)))
+
+
+def has_nvcc():
+    try:
+        return bool(cuda_budgets.find_nvcc())
+    except cuda_budgets.ToolMissing:
+        return False
+
+
 def test_sdist_holds_all_that_is_built_tested_and_measured(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -104,10 +122,36 @@ def test_sdist_holds_all_that_is_built_tested_and_measured(sdist):
 @builds_native
 def test_wheel_from_sdist_holds_the_package_and_every_native_module(wheel, installed):
     code = f"import json, {NAME}; print(json.dumps({NAME}._native._C.build_info()['modules']))"
-    modules = python(code, installed, installed)
+    modules = python(code, installed, installed) + ["_cuda"] * has_nvcc()
     assert "_C" in modules
     assert content(wheel) == files(NAME) | {f"{NAME}/{module}{SUFFIX}" for module in modules}
     assert f"-{rk.__version__}-" in wheel.name
+
+
+@builds_native
+def test_the_cuda_module_loads_without_a_driver_and_says_what_it_is_for(installed, tmp_path):
+    if not has_nvcc():
+        pytest.skip("no nvcc here")
+    code = f"import json; from {NAME} import _native; print(json.dumps(_native._cuda.build_info()))"
+    built = python(code, tmp_path, installed, CUDA_VISIBLE_DEVICES="")
+    assert built["nvcc"] == cuda_budgets.nvcc_version(cuda_budgets.find_nvcc())
+    assert built["architectures"] == QUICK["RESNEXT_KERNELS_CUDA_ARCHITECTURES"]
+    assert {f"CUDA {key}": value for key, value in built.items()}.items() <= info(installed, tmp_path).items()
+
+
+@builds_native
+def test_without_nvcc_the_build_goes_on_and_says_so(checkout, tmp_path):
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    configured = run(["cmake", "-S", checkout, "-B", tmp_path, "-G", "Ninja", *options], tmp_path, **NO_NVCC)
+    assert "Building no CUDA kernels: no nvcc" in configured
+
+
+@builds_native
+def test_cuda_kernels_that_are_demanded_are_built_or_an_error(sdist, tmp_path):
+    with pytest.raises(AssertionError, match="RESNEXT_KERNELS_CUDA=on: no nvcc"):
+        build_wheel(sdist, tmp_path, RESNEXT_KERNELS_CUDA="on", **NO_NVCC)
+    with pytest.raises(AssertionError, match="RESNEXT_KERNELS_CUDA=on: no native kernels: no C.. compiler"):
+        build_wheel(sdist, tmp_path, RESNEXT_KERNELS_CUDA="on", CXX="/nonexistent/c++")
 
 
 @builds_native
@@ -129,7 +173,7 @@ def test_without_a_compiler_the_wheel_is_pure_python_and_says_how_to_get_the_res
     file, backends = python(code, folder, folder)
     assert Path(file).is_relative_to(folder)
     assert backends["aten"] == backends["reference"] == "available"
-    assert "native kernels" in backends["cpu"]
+    assert "native kernels" in backends["cpu"] and "native kernels" in info(folder, tmp_path)["CUDA module"]
     if sys.platform == "linux":
         assert "C++ compiler" in backends["cpu"] and "pip install" in backends["cpu"]
 

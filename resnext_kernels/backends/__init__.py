@@ -6,12 +6,12 @@ from functools import lru_cache
 
 from .. import tables
 from .._memo import is_unhashable
-from . import aten, cpu, reference
+from . import aten, cpu, cuda, reference
 
 logger = logging.getLogger("resnext_kernels")
 
 # In order of preference; `aten` takes everything, `reference` is chosen only by name.
-ORDER = (cpu, aten)
+ORDER = (cuda, cpu, aten)
 _BY_NAME = {module.NAME: module for module in (*ORDER, reference)}
 
 AUTO = "auto"
@@ -121,7 +121,8 @@ def explain(op: str, problem, requested: str = AUTO) -> tuple[str | None, dict[s
     refused = {}
     for name in requested.split(","):
         if name == AUTO:
-            candidates = ORDER
+            # Why a backend of another device refuses is nothing to tell.
+            candidates = [module for module in ORDER if module.DEVICE in (None, problem.device)]
         elif name in _BY_NAME:
             candidates = (_BY_NAME[name],)
         else:

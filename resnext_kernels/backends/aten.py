@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..problem import memory_format, stats_dtype
 
-NAME = "aten"
+NAME, DEVICE = "aten", None  # of any device
 # On fresh tensors only: relu works in place, as it does in the models that this must not be slower than.
 ACTIVATE = {"identity": lambda y: y, "relu": torch.relu_, "silu": F.silu}
 

@@ -7,7 +7,7 @@ from .._memo import memoised
 from ..checks import ACTIVATIONS
 from ..problem import ConvProblem, memory_format
 
-NAME = "cpu"
+NAME = DEVICE = "cpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/problem.h
 # What a CPU has beside AVX-512 is a matter of its model.
 _PROCESSOR = f"{tables.cpu_model()}, {str(_native.cpu_isa).partition('_')[0]}"
@@ -18,7 +18,7 @@ def missing():
 
 
 def measured() -> bool:
-    return tables.is_measured(_PROCESSOR)
+    return tables.is_measured(f"{_PROCESSOR}, ")  # on any number of threads
 
 
 @torch.compiler.assume_constant_result
@@ -29,8 +29,8 @@ def device_name() -> str:
 
 def unsupported_reasons(op, problem) -> list[str]:
     reasons = [_native.missing] if _native.missing else []
-    if problem.device != "cpu":
-        reasons.append(f"runs on cpu tensors, got {problem.device}")
+    if problem.device != DEVICE:
+        reasons.append(f"runs on {DEVICE} tensors, got {problem.device}")
     if problem.dtype not in _DTYPES:
         reasons.append(f"takes float32, bfloat16 and float16, got {problem.dtype}")
     return reasons

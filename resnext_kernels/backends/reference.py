@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ..problem import memory_format, output_size, stats_dtype
 
-NAME = "reference"
+NAME, DEVICE = "reference", None  # of any device
 _ACTIVATE = {"identity": lambda pre: pre, "relu": F.relu, "silu": F.silu}
 
 

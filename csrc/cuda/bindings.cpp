@@ -1,0 +1,93 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#ifdef RESNEXT_KERNELS_EMULATION
+#include "emulation_bindings.h"
+#endif
+#include "grouped_conv2d_plan.h"
+#include "kernels.h"
+#include "problem_bindings.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+using rk::pointer;
+
+namespace {
+
+rk::cuda::Queue queue(int device, uintptr_t stream) { return {device, pointer<void>(stream)}; }
+
+void grouped_conv2d_fwd(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t y, uintptr_t scale,
+                        uintptr_t shift, int activation, uintptr_t workspace, int device, uintptr_t stream) {
+  const rk::Epilogue epilogue{pointer<const float>(scale), pointer<const float>(shift),
+                              static_cast<rk::Activation>(activation)};
+  py::gil_scoped_release release;
+  rk::cuda::grouped_conv2d_fwd(p, pointer<const void>(x), pointer<const void>(w), pointer<void>(y), epilogue,
+                               pointer<void>(workspace), queue(device, stream));
+}
+
+void grouped_conv2d_stats(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, uintptr_t z, uintptr_t mean,
+                          uintptr_t m2, uintptr_t workspace, int device, uintptr_t stream) {
+  const rk::BatchStats stats{pointer<float>(mean), pointer<float>(m2)};
+  py::gil_scoped_release release;
+  rk::cuda::grouped_conv2d_stats(p, pointer<const void>(x), pointer<const void>(w), pointer<void>(z), stats,
+                                 pointer<void>(workspace), queue(device, stream));
+}
+
+void bn_stats(const rk::ImageProblem& p, uintptr_t z, uintptr_t mean, uintptr_t m2, uintptr_t workspace,
+              int device, uintptr_t stream) {
+  const rk::BatchStats stats{pointer<float>(mean), pointer<float>(m2)};
+  py::gil_scoped_release release;
+  rk::cuda::bn_stats(p, pointer<const void>(z), stats, pointer<void>(workspace), queue(device, stream));
+}
+
+void affine_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t scale, uintptr_t shift, uintptr_t residual,
+                uintptr_t y, int activation, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  rk::cuda::affine_act(p, pointer<const void>(z), pointer<const float>(scale), pointer<const float>(shift),
+                       pointer<const void>(residual), pointer<void>(y),
+                       static_cast<rk::Activation>(activation), queue(device, stream));
+}
+
+// The launch of the tensor-core kernel, for tests and for the curious.
+py::dict forward_plan(const rk::ConvProblem& p) {
+  const auto plan = rk::cuda::plan_forward(p);
+  const int stride = static_cast<int>(p.stride[0]);
+  py::dict result;
+  result["grid"] = py::make_tuple(plan.tiles(), plan.channel_blocks);
+  result["threads"] = rk::cuda::kBlockThreads;
+  result["shared_bytes"] = rk::cuda::shared_bytes(stride);
+  result["stages"] = rk::cuda::staged_rows(stride);
+  result["columns"] = rk::cuda::staged_columns(stride);
+  result["positions"] = plan.positions;
+  result["rows"] = plan.rows;
+  result["row_blocks"] = plan.row_blocks;
+  result["weight_registers"] = rk::cuda::weight_registers(plan.width);
+  result["padded"] = plan.padded;
+  result["unit"] = plan.unit;
+  result["packed_words"] = plan.packed_words;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(RK_MODULE, m) {
+  m.doc() = "Native CUDA kernels of resnext_kernels; raw pointers, no torch.";
+  // Of this module alone: the CPU's module has a class of the same name.
+  py::class_<rk::ConvProblem>(m, "ConvProblem", py::module_local())
+      .def(py::init(&rk::conv_problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
+      .def("reasons", &rk::cuda::forward_reasons)
+      .def("forward_plan", &forward_plan)
+      .def("workspace", &rk::cuda::grouped_conv2d_workspace)
+      .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
+      .def("grouped_conv2d_stats", &grouped_conv2d_stats);
+  py::class_<rk::ImageProblem>(m, "ImageProblem", py::module_local())
+      .def(py::init(&rk::image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
+      .def("bn_stats_workspace", &rk::cuda::bn_stats_workspace)
+      .def("bn_stats", &bn_stats)
+      .def("affine_act", &affine_act);
+#ifdef RESNEXT_KERNELS_EMULATION
+  rk::cuda::emulation::bind(m);
+#else
+  m.def("build_info", [] { return py::dict("nvcc"_a = RK_NVCC, "architectures"_a = RK_CUDA_ARCHITECTURES); });
+#endif
+}

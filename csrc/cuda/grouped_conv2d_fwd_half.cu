@@ -1,0 +1,7 @@
+#include "grouped_conv2d_fwd_launch.cuh"
+
+namespace rk::cuda {
+
+template void launch_forward<Half>(const ForwardPlan&, const ForwardArguments&, int, void*);
+
+}  // namespace rk::cuda

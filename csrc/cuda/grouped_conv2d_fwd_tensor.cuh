@@ -1,0 +1,243 @@
+#pragma once
+#include "channel_stats.cuh"
+#include "grouped_conv2d_block.cuh"
+
+// Forward of the grouped 3x3 convolution on tensor cores, channels last: an input row feeds the output rows
+// that its taps belong to, in accumulators that take turns, and the third input row finishes an output row.
+namespace rk::cuda {
+
+// Of an output row and a warp: [m-tile of 16 positions][n-tile of 8 channels][fragment].
+using Accumulators = float[2][2][4];
+
+__device__ __forceinline__ void clear(float (&values)[4]) {
+  for (float& value : values) value = 0;
+}
+
+// Sums of z - first and its square over the values that a thread stores of a channel.
+struct ShiftedSums {
+  float first, sum, squares;
+
+  __device__ __forceinline__ void add(float z, bool is_first) {
+    if (is_first) first = z, sum = 0, squares = 0;
+    const float d = z - first;
+    sum += d;
+    squares = fused(d, d, squares);
+  }
+};
+
+template <class Traits>
+struct ForwardWarp {
+  using T = typename Traits::T;
+
+  const ForwardBlock<Traits>& block;
+  const ForwardArguments& a = block.a;
+  const int lane = block.thread % 32, first_output = block.first_output + block.thread / 32 * kWarpChannels;
+  uint32_t weights[Traits::kWords];
+  float scale[2][2], shift[2][2];  // n-tile, column of the fragment
+  int fragment[2], pair[2];        // m-tile: bytes from a stage to the row that this lane gives to ldmatrix
+  ShiftedSums sums[2][2];          // n-tile, column
+  int count = 0;                   // values in each of the sums
+  unsigned valid = 0;              // bit 2 * m-tile + half: whether that position is an output
+
+  __device__ __forceinline__ explicit ForwardWarp(const ForwardBlock<Traits>& of) : block(of) {
+    load_weights();
+    locate_fragments();
+    if (!Traits::kStats) load_epilogue();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) valid |= unsigned{block.is_output(8 * i + lane / 4)} << i;
+  }
+
+  __device__ __forceinline__ void load_weights() {
+    const bool any = first_output < a.group_count * a.groups.out;
+    const uint32_t* packed =
+        a.packed + (int64_t{first_output / kWarpChannels} * Traits::kWords * 32 + 2 * lane);
+#pragma unroll
+    for (int i = 0; i < Traits::kWords; i += 2) {
+      const uint2 two = any ? load_global<uint2>(packed + 32 * i) : uint2{0, 0};
+      weights[i] = two.x, weights[i + 1] = two.y;
+    }
+  }
+
+  __device__ __forceinline__ void locate_fragments() {
+    const int channel =
+        warp_first_input(a.groups, first_output, warp_inputs(Traits::kWidth)) - block.first_input;
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      const int position = 16 * tile + lane % 16;
+      const int place = (block.is_output(position) ? block.column_of(position) : 0) * kPitch + 2 * channel;
+      fragment[tile] = place + 16 * (lane / 16);
+      pair[tile] = place + lane / 16 * block.tap_offset(1);
+    }
+  }
+
+  // The channel of the tensor in column `i` of this lane's fragments of an n-tile, or -1.
+  __device__ __forceinline__ int channel_of(int tile, int i) const {
+    const int output = first_output + 8 * tile + 2 * (lane % 4) + i;
+    if (!Traits::kPadded) return output < a.c_out ? output : -1;
+    const int group = output / a.groups.out, channel = output % a.groups.out;
+    return channel < a.true_groups.out && group < a.group_count ? group * a.true_groups.out + channel : -1;
+  }
+
+  __device__ __forceinline__ void load_epilogue() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int channel = channel_of(i / 2, i % 2);
+      scale[i / 2][i % 2] = a.scale && channel >= 0 ? load_global<float>(a.scale + channel) : 1;
+      shift[i / 2][i % 2] = a.shift && channel >= 0 ? load_global<float>(a.shift + channel) : 0;
+    }
+  }
+
+  // Adds what row kh of the taps makes of the staged input row; kh 0 begins an output row.
+  __device__ __forceinline__ void multiply_pairs(const unsigned char* stage, int tile,
+                                                 Accumulators* const (&rows)[3]) {
+    uint32_t two[2][4], last[4];
+    ldmatrix_x4(two[0], stage + pair[tile]);
+    ldmatrix_x4(two[1], stage + pair[tile] + 16);
+    ldmatrix_x4(last, stage + fragment[tile] + block.tap_offset(2));
+#pragma unroll
+    for (int kh = 0; kh < 3; ++kh) {
+      if (!rows[kh]) continue;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        float (&sum)[4] = (*rows[kh])[tile][n];
+        const uint32_t* const w = weights + 6 * kh;
+        if (kh == 0) clear(sum);
+        mma_m16n8k16<T>(sum, two[n], w[2 * n], w[2 * n + 1], sum);
+        mma_m16n8k8<T>(sum, last[2 * n], last[2 * n + 1], w[4 + n], sum);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply_steps(const unsigned char* stage, int tile,
+                                                 Accumulators* const (&rows)[3]) {
+#pragma unroll
+    for (int i = 0; i < 3 * Traits::kSteps; ++i) {
+      const int kw = i / Traits::kSteps, step = i % Traits::kSteps;
+      uint32_t inputs[4];
+      ldmatrix_x4(inputs, stage + fragment[tile] + block.tap_offset(kw) + 32 * step);
+#pragma unroll
+      for (int kh = 0; kh < 3; ++kh) {
+        if (!rows[kh]) continue;
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float (&sum)[4] = (*rows[kh])[tile][n];
+          const uint32_t* const w = weights + 4 * (3 * Traits::kSteps * kh + i) + 2 * n;
+          if (kh == 0 && i == 0) clear(sum);
+          mma_m16n8k16<T>(sum, inputs, w[0], w[1], sum);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const unsigned char* stage, Accumulators* const (&rows)[3]) {
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      if constexpr (Traits::kWidth == Width::kPaired)
+        multiply_pairs(stage, tile, rows);
+      else
+        multiply_steps(stage, tile, rows);
+    }
+  }
+
+  __device__ __forceinline__ float finish(float sum, int tile, int i) const {
+    if (Traits::kStats) return sum;
+    const float pre = fused(sum, scale[tile][i], shift[tile][i]);
+    if (a.activation == Activation::kRelu) return pre <= 0 ? 0 : pre;
+    return a.activation == Activation::kSilu ? pre * quick_sigmoid(pre) : pre;
+  }
+
+  // Rounds a finished output row into its line buffer.
+  __device__ __forceinline__ void write_line(unsigned char* line, const Accumulators& sums_of_row) {
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      uint32_t words[4];
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float* const sum = sums_of_row[tile][n] + 2 * half;
+          words[2 * n + half] = pack<T>(finish(sum[0], n, 0), finish(sum[1], n, 1));
+        }
+      stmatrix_x4(line + (16 * tile + lane % 16) * kPitch + 2 * (first_output - block.first_output) +
+                      16 * (lane / 16),
+                  words);
+      if constexpr (Traits::kStats) count_in(tile, words);
+    }
+  }
+
+  // The statistics are of what is stored.
+  __device__ __forceinline__ void count_in(int tile, const uint32_t (&words)[4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!(valid >> (2 * tile + half) & 1)) continue;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float2 z = unpack<T>(words[2 * n + half]);
+        sums[n][0].add(z.x, count == 0);
+        sums[n][1].add(z.y, count == 0);
+      }
+      ++count;
+    }
+  }
+
+  __device__ __forceinline__ void write_statistics() const {
+    const int64_t tile = block_index_x();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const ShiftedSums& s = sums[i / 2][i % 2];
+      Moments moments = from_shifted(static_cast<float>(count), s.first, s.sum, s.squares);
+      // Lanes with the same remainder by 4 hold the same channels.
+#pragma unroll
+      for (int mask = 4; mask < 32; mask *= 2)
+        moments = merge(moments, {shuffle_xor(moments.n, mask), shuffle_xor(moments.mean, mask),
+                                  shuffle_xor(moments.m2, mask)});
+      const int channel = channel_of(i / 2, i % 2);
+      if (lane < 4 && channel >= 0)
+        store_global(a.partials + (tile * a.c_out + channel), float2{moments.mean, moments.m2});
+      if (i == 0 && block.thread == 0 && block_index_y() == 0) store_global(a.counts + tile, moments.n);
+    }
+  }
+};
+
+template <class Traits>
+__global__ __launch_bounds__(kBlockThreads, Traits::kBlocksPerMultiprocessor) void grouped_conv2d_fwd_kernel(
+    const ForwardArguments arguments) {
+  const ForwardBlock<Traits> block(arguments);
+  ForwardWarp<Traits> warp(block);
+  Accumulators open[Traits::kOpen];
+  sync_threads();
+#pragma unroll
+  for (int row = 0; row < Traits::kStages - 1; ++row) {
+    if (row < block.input_rows) block.copy_row(row);
+    cp_async_commit();
+  }
+  int finished = -1;  // the output row in a line buffer that is not stored yet
+  for (int first = 0; first < block.input_rows; first += Traits::kPeriod) {
+#pragma unroll
+    for (int phase = 0; phase < Traits::kPeriod; ++phase) {
+      const int row = first + phase;
+      if (row >= block.input_rows) break;
+      cp_async_wait<Traits::kStages - 2>();
+      // Behind it the row is there for all, its predecessor's stage is free, and the last line is written.
+      sync_threads();
+      if (row + Traits::kStages - 1 < block.input_rows) block.copy_row(row + Traits::kStages - 1);
+      cp_async_commit();
+      if (finished >= 0) block.store_line(finished);
+      // Tap row kh of this input row belongs to output row (row - kh) / stride, where that is whole.
+      Accumulators* rows[3];
+#pragma unroll
+      for (int kh = 0; kh < 3; ++kh) {
+        const int from = phase - kh + Traits::kPeriod;
+        rows[kh] = from % Traits::kStride ? nullptr : &open[from / Traits::kStride % Traits::kOpen];
+      }
+      warp.multiply(block.stage(row), rows);
+      finished = row >= 2 && rows[2] ? (row - 2) / Traits::kStride : -1;
+      if (finished >= 0) warp.write_line(block.line(finished), *rows[2]);
+    }
+  }
+  sync_threads();
+  if (finished >= 0) block.store_line(finished);
+  if constexpr (Traits::kStats) warp.write_statistics();
+}
+
+}  // namespace rk::cuda

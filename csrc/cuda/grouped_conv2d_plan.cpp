@@ -1,0 +1,117 @@
+#include "grouped_conv2d_plan.h"
+
+namespace rk::cuda {
+namespace {
+
+// Blocks that fill the largest devices four times over, and once: a constant, as nothing may depend on the
+// device.
+constexpr int64_t kManyBlocks = 2112, kFewBlocks = 528;
+constexpr int64_t kMostBlocks = INT32_MAX, kMostChannelBlocks = 65535;
+constexpr int64_t kMostDilation = 4;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// With dilation too, so that one variant has the arithmetic of both.
+bool is_padded(const ConvProblem& p) {
+  const int64_t in = p.in_per_group();
+  const bool dense = in == 1 || in == 2 || in == 4 || in == 8 || in == 16 || in == 32;
+  return !dense || p.dilation[0] != 1 || p.dilation[1] != 1;
+}
+
+int padded_channels(int64_t channels) { return channels <= 8 ? 8 : channels <= 16 ? 16 : 32; }
+
+GroupChannels group_channels(const ConvProblem& p) {
+  const int in = static_cast<int>(p.in_per_group()), out = static_cast<int>(p.out_per_group());
+  return is_padded(p) ? GroupChannels{padded_channels(in), padded_channels(out)} : GroupChannels{in, out};
+}
+
+Width width_of(const GroupChannels& groups, bool padded) {
+  if (!padded && groups.in <= 8 && groups.in == groups.out) return Width::kPaired;
+  // Which inputs 16 outputs read repeats after out / gcd(out, 16) warps, at most.
+  for (int warp = 0; warp < groups.out; ++warp)
+    if (groups.inputs(warp * kWarpChannels, kWarpChannels) > 16) return Width::kTwoSteps;
+  return Width::kOneStep;
+}
+
+// Columns between the last of an image and the first of the next, which the taps of both read.
+int64_t frame(const ConvProblem& p) { return p.stride[1] == 1 ? 2 * p.dilation[1] : 1; }
+
+// How many consecutive outputs of a row need no more columns than are staged, whatever images they cross.
+int most_positions(const ConvProblem& p) {
+  const int64_t ow = std::max<int64_t>(p.ow, 1), columns = staged_columns(static_cast<int>(p.stride[1]));
+  int64_t positions = kPositions;
+  while (positions + frame(p) * (1 + ceil_div(positions - 1, ow)) > columns) --positions;
+  return static_cast<int>(positions);
+}
+
+// The most bytes, 16, 8 or 4, that divide those of a run of channels.
+int copy_unit(int64_t channels) { return channels % 8 == 0 ? 16 : channels % 4 == 0 ? 8 : 4; }
+
+int rows_of(int64_t rows, int64_t blocks_of_a_row) {
+  const auto split = [&](int64_t least_rows, int64_t blocks) {
+    const int64_t parts =
+        std::clamp<int64_t>(ceil_div(blocks, blocks_of_a_row), 1, ceil_div(rows, least_rows));
+    return ceil_div(rows, parts);
+  };
+  const int64_t many = split(8, kManyBlocks);
+  return static_cast<int>(ceil_div(rows, many) * blocks_of_a_row >= kFewBlocks ? many : split(4, kFewBlocks));
+}
+
+bool fits_shared_channels(const GroupChannels& groups, Width width) {
+  for (int block = 0; block < groups.out; ++block)
+    if (groups.inputs(block * kBlockChannels, kBlockChannels) > kBlockChannels) return false;
+  for (int warp = 0; warp < groups.out; ++warp)
+    if (groups.inputs(warp * kWarpChannels, kWarpChannels) > warp_inputs(width)) return false;
+  return true;
+}
+
+}  // namespace
+
+std::vector<std::string> forward_reasons(const ConvProblem& p) {
+  std::vector<std::string> reasons;
+  const auto refuse_unless = [&](bool condition, const char* reason) {
+    if (!condition) reasons.push_back(reason);
+  };
+  const int64_t in = p.in_per_group(), out = p.out_per_group();
+  refuse_unless(p.dtype != DType::kFloat32, "takes bfloat16 and float16, got float32");
+  refuse_unless(p.kh == 3 && p.kw == 3, "takes 3x3 kernels");
+  refuse_unless(p.stride[0] == p.stride[1] && (p.stride[0] == 1 || p.stride[0] == 2), "takes stride 1 and 2");
+  refuse_unless(p.dilation[0] <= kMostDilation && p.dilation[1] <= kMostDilation, "takes dilation up to 4");
+  refuse_unless(p.stride[0] == 1 || (p.dilation[0] == 1 && p.dilation[1] == 1), "takes dilation at stride 1");
+  refuse_unless(p.padding[0] >= 0 && p.padding[1] >= 0, "takes padding of 0 and more");
+  refuse_unless(in <= 32, "takes up to 32 channels a group");
+  refuse_unless(out % in == 0, "takes C_out that are a multiple of C_in");
+  if (is_padded(p))
+    refuse_unless(in % 2 == 0 && out <= 32,
+                  "takes 1, 2, 4, 8, 16, 32 channels a group, or, as with dilation, even numbers up to 32");
+  else
+    refuse_unless(p.c_in % 8 == 0 && p.c_out % 8 == 0, "takes channels in multiples of 8 (16 bytes)");
+  refuse_unless(p.n * p.h * p.w <= INT32_MAX && p.n * p.oh * p.ow <= INT32_MAX, "takes up to 2^31 pixels");
+  if (!reasons.empty()) return reasons;
+  const GroupChannels groups = group_channels(p);
+  refuse_unless(fits_shared_channels(groups, width_of(groups, is_padded(p))), "does not take these groups");
+  refuse_unless(ceil_div(p.groups * groups.out, kBlockChannels) <= kMostChannelBlocks,
+                "takes fewer channels");
+  return reasons;
+}
+
+ForwardPlan plan_forward(const ConvProblem& p) {
+  ForwardPlan plan{};
+  plan.padded = is_padded(p);
+  plan.groups = group_channels(p);
+  plan.width = width_of(plan.groups, plan.padded);
+  plan.unit = plan.padded ? copy_unit(p.in_per_group()) : 16;
+  plan.positions = most_positions(p);
+  const int64_t channels = p.groups * plan.groups.out;
+  plan.channel_blocks = static_cast<int>(ceil_div(channels, kBlockChannels));
+  plan.packed_words = ceil_div(channels, kWarpChannels) * weight_registers(plan.width) * 32;
+  if (p.n == 0 || p.oh <= 0 || p.ow <= 0) return plan;
+  plan.column_blocks = static_cast<int>(ceil_div(p.n * p.ow, plan.positions));
+  // Rows that are `dilation` apart make a problem of their own, without dilation.
+  const int64_t phases = p.dilation[0], rows = ceil_div(p.oh, phases);
+  plan.rows = rows_of(rows, int64_t{plan.column_blocks} * plan.channel_blocks * phases);
+  plan.row_blocks = static_cast<int>(phases * ceil_div(rows, plan.rows));
+  return plan;
+}
+
+}  // namespace rk::cuda

@@ -1,0 +1,35 @@
+#pragma once
+#include "problem.h"
+
+namespace rk::cuda {
+
+// The device's ordinal and one of its cudaStream_t.
+struct Queue {
+  int device;
+  void* stream;
+};
+
+// All of these queue work and return: they neither wait nor allocate. Pointers are to memory of the device,
+// images are channels last, weights have the images' dtype and any strides.
+
+// Bytes that grouped_conv2d_fwd and grouped_conv2d_stats want at `workspace`, aligned to 256.
+int64_t grouped_conv2d_workspace(const ConvProblem& p);
+
+void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const void* w, void* y, const Epilogue& epilogue,
+                        void* workspace, const Queue& queue);
+
+// z = conv(x, w) and, of what is stored of it, the statistics.
+void grouped_conv2d_stats(const ConvProblem& p, const void* x, const void* w, void* z,
+                          const BatchStats& stats, void* workspace, const Queue& queue);
+
+// Bytes that bn_stats wants at `workspace`, aligned to 256.
+int64_t bn_stats_workspace(const ImageProblem& p);
+
+void bn_stats(const ImageProblem& p, const void* z, const BatchStats& stats, void* workspace,
+              const Queue& queue);
+
+// residual may be null.
+void affine_act(const ImageProblem& p, const void* z, const float* scale, const float* shift,
+                const void* residual, void* y, Activation activation, const Queue& queue);
+
+}  // namespace rk::cuda

@@ -1,0 +1,92 @@
+"""The launch plan of the CUDA forward: a pure function of the problem, within the limits of every device."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resnext_kernels.backends import cuda
+from resnext_kernels.problem import ConvProblem
+from resnext_kernels.testing import problems
+
+# The least of sm_80 to sm_120: what one block may have of shared memory; grids' limits are the same on all.
+SHARED, MOST_X, MOST_Y = 99 * 1024, 2**31 - 1, 65535
+
+
+def _native(problem):
+    return cuda._native_conv(problem, (0, 0, 0, 0))
+
+
+def _check(problem):
+    """That the plan covers the problem's pixels and channels, once, within the limits."""
+    plan = _native(problem).forward_plan()
+    oh, ow = problem.output_shape[2:]
+    (x, y), stride, dilation = plan["grid"], problem.stride[0], problem.dilation
+    assert plan["threads"] == 128 and 0 < plan["shared_bytes"] <= SHARED
+    if 0 in problem.output_shape:
+        assert x == 0
+        return
+    assert 0 < x <= MOST_X and 0 < y <= MOST_Y
+    # Positions in use, with the frames of the images that they may cross, fit the columns staged.
+    positions, extra = plan["positions"], 2 * dilation[1] if stride == 1 else 1
+    assert 0 < positions <= 32
+    assert positions + extra * (1 + -(-(positions - 1) // ow)) <= plan["columns"]
+    column_blocks, row_blocks = x // plan["row_blocks"], plan["row_blocks"]
+    assert column_blocks * row_blocks == x
+    assert (column_blocks - 1) * positions < problem.n * ow <= column_blocks * positions
+    assert row_blocks % dilation[0] == 0
+    rows = -(-oh // dilation[0])
+    assert (row_blocks // dilation[0] - 1) * plan["rows"] < rows <= row_blocks // dilation[0] * plan["rows"]
+    assert y * 64 >= problem.c_out
+    assert plan["packed_words"] % (32 * plan["weight_registers"]) == 0
+    assert _native(problem).workspace() >= 4 * plan["packed_words"] + 8 * x * problem.c_out + 4 * x
+    # Another device, another time: the statistics' tiles are the same.
+    assert _native(problem).forward_plan() == plan
+
+
+def _models():
+    shapes = {**problems.resnext50(32), **problems.cardinality(256), **problems.regnety_016(8)}
+    return {name: replace(p, dtype=torch.float16, layout="nhwc") for name, p in shapes.items()}
+
+
+@pytest.mark.parametrize("name", _models())
+def test_models(emulated_cuda, name):
+    problem = _models()[name]
+    width = problem.c_in // problem.groups
+    taken = not _native(problem).reasons()
+    assert taken == (width in (1, 2, 4, 8, 16, 32) or (width % 2 == 0 and width <= 32))
+    if taken:
+        _check(problem)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(0, 70), h=st.integers(1, 70), w=st.integers(1, 70), groups=st.integers(1, 40),
+    width=st.integers(1, 33), times=st.integers(1, 3), stride=st.integers(1, 2), padding=st.integers(0, 4),
+    dilation=st.integers(1, 4),
+)  # fmt: skip
+def test_any_problem(emulated_cuda, n, h, w, groups, width, times, stride, padding, dilation):
+    if min(h, w) + 2 * padding < 2 * dilation + 1:
+        return
+    text = f"n{n}_c{groups * width}_h{h}_w{w}_o{groups * width * times}_g{groups}_s{stride}_p{padding}_d{dilation}"
+    problem = replace(ConvProblem.parse(text), dtype=torch.bfloat16, layout="nhwc")
+    if not _native(problem).reasons():
+        _check(problem)
+
+
+def test_case_rows(emulated_cuda, request, capsys):
+    folder = request.config.getoption("--cases")
+    if not folder:
+        pytest.skip("reads the shapes of a folder: --cases DIR")
+    rows = [
+        replace(p, dtype=torch.float16, layout="nhwc") for p in problems.case_file(Path(folder) / "grouped_3x3.csv")
+    ]
+    taken = [problem for problem in rows if not _native(problem).reasons()]
+    for problem in taken:
+        _check(problem)
+    with capsys.disabled():
+        print(f"\nCUDA forward takes {len(taken)} of {len(rows)} rows of grouped_3x3.csv")
+    assert len(taken) > 100
