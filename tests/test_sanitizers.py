@@ -1,11 +1,14 @@
-"""The native library under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: tests/native/sweep.cpp."""
+"""The native library under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: tests/native/sweep.cpp;
+the emulated CUDA kernels under the first two."""
 
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import emulated
 import pytest
 
 from resnext_kernels import _native
@@ -46,3 +49,16 @@ def test_sweep(sanitizer, tmp_path, capsys):
     with capsys.disabled():
         print(f"\n{sanitizer} sanitizer: {'; '.join(ran) or 'this CPU runs none of its instruction sets'}")
     assert ran or _native.cpu_isa == "baseline"
+
+
+def test_emulated_cuda_kernels(sanitizer, tmp_path):
+    if sanitizer == "thread":
+        pytest.skip("the emulation runs on one thread")
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    module = emulated.build(tmp_path, "-DRESNEXT_KERNELS_SANITIZE=address")
+    libraries = [run(["g++", f"-print-file-name=lib{name}.so"])[1].strip() for name in ("asan", "ubsan")]
+    environment = dict(LD_PRELOAD=":".join(libraries), ASAN_OPTIONS="detect_leaks=0", RESNEXT_KERNELS_EMULATED=module)
+    tests = [ROOT / "tests" / "test_cuda_forward.py", "-k", "nothing or images"]
+    code, output = run([sys.executable, "-m", "pytest", "-q", *tests], **{k: str(v) for k, v in environment.items()})
+    assert code == 0 and " passed" in output, output

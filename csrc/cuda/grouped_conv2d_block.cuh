@@ -20,6 +20,7 @@ struct ForwardArguments {
   int padding_h, padding_w, dilation_h, dilation_w;
   GroupChannels groups, true_groups;  // as computed, as in the tensors
   int group_count, unit;
+  int in_pixel, out_pixel;  // units from a pixel to the next, of x and y
   int positions, rows, row_blocks;
   Activation activation;
 };
@@ -94,14 +95,21 @@ struct ForwardBlock {
 
   unsigned char* const stages = shared_memory();
   unsigned char* const lines = stages + Traits::kStages * stage_bytes(kStride);
-  unsigned char* const column_table = lines + 2 * kLineBytes;  // the pixel in the image's row 0, -1: zeros
+  // Units from the begin of the tensor to the pixel in the image's row 0; -1: zeros, or no output.
+  unsigned char* const column_table = lines + 2 * kLineBytes;
   unsigned char* const position_table = column_table + 4 * Traits::kColumns;
   UnitCopy in, out;
+  // Of the first unit that this thread moves: where in a stage and in a line buffer, and in pixel 0.
+  int in_place, out_place;
+  const char* source;
+  char* target;
 
   __device__ __forceinline__ explicit ForwardBlock(const ForwardArguments& arguments) : a(arguments) {
     const int groups = kBlockChannels / a.groups.out;
     in = unit_copy<Traits::kPadded>(first_input, a.groups.in, a.true_groups.in, groups, a.unit, a.c_in);
     out = unit_copy<Traits::kPadded>(first_output, a.groups.out, a.true_groups.out, groups, a.unit, a.c_out);
+    in_place = in.shared + in.first * kPitch, out_place = out.shared + out.first * kPitch;
+    source = static_cast<const char*>(a.x) + in.global, target = static_cast<char*>(a.y) + out.global;
     fill_tables();
     clear_stages();
   }
@@ -140,12 +148,13 @@ struct ForwardBlock {
       const int image = first_image + images_before(column, frame());
       const int iw = kStride * column + plane - a.padding_w;
       const bool inside = place <= last && image < a.n && iw >= 0 && iw < a.w;
-      store_shared(column_table + 4 * i, inside ? image * a.h * a.w + iw : -1);
+      store_shared(column_table + 4 * i, inside ? (image * a.h * a.w + iw) * a.in_pixel : -1);
     }
     if (thread < kPositions) {
       int column = thread;
       const int image = first_image + images_before(column, 0);
-      store_shared(position_table + 4 * thread, is_output(thread) ? image * a.oh * a.ow + column : -1);
+      store_shared(position_table + 4 * thread,
+                   is_output(thread) ? (image * a.oh * a.ow + column) * a.out_pixel : -1);
     }
   }
 
@@ -162,6 +171,22 @@ struct ForwardBlock {
 
   __device__ __forceinline__ unsigned char* line(int row) const { return lines + row % 2 * kLineBytes; }
 
+  __device__ __forceinline__ int unit() const { return Traits::kPadded ? a.unit : 16; }
+
+  // body(i) for the pixels of [0, kCount) that this thread moves, counted from its first.
+  template <int kCount, class Body>
+  __device__ __forceinline__ static void for_pixels(const UnitCopy& copy, const Body& body) {
+    if constexpr (Traits::kPadded) {
+#pragma unroll 1
+      for (int i = 0; copy.first + i < kCount; i += copy.step) body(i);
+    } else {
+      constexpr int kStep = kBlockThreads / 8;
+      static_assert(kCount % kStep == 0);
+#pragma unroll
+      for (int i = 0; i < kCount; i += kStep) body(i);
+    }
+  }
+
   __device__ __forceinline__ void copy_unit(unsigned char* shared, const char* global, bool valid) const {
     if (!Traits::kPadded || a.unit == 16)
       cp_async<16>(shared, global, valid);
@@ -171,49 +196,37 @@ struct ForwardBlock {
       cp_async<4>(shared, global, valid);
   }
 
-  // body(i) for the pixels of [0, kCount) that this thread moves.
-  template <int kCount, class Body>
-  __device__ __forceinline__ static void for_pixels(const UnitCopy& copy, const Body& body) {
-    if constexpr (Traits::kPadded) {
-#pragma unroll 1
-      for (int i = copy.first; i < kCount; i += copy.step) body(i);
-    } else {
-      constexpr int kStep = kBlockThreads / 8;
-      static_assert(kCount % kStep == 0);
-#pragma unroll
-      for (int i = 0; i < kCount; i += kStep) body(copy.first + i);
-    }
-  }
-
   // Queues this thread's copies of an input row.
   __device__ __forceinline__ void copy_row(int input_row) const {
     if (!in.any) return;
     const int ih = first_row * kStride - a.padding_h + input_row * row_step;
-    unsigned char* const target = stage(input_row) + in.shared;
-    const char* const source = static_cast<const char*>(a.x) + in.global;
+    const bool inside = ih >= 0 && ih < a.h;
+    const int before = ih * a.w * a.in_pixel;
+    unsigned char* const target = stage(input_row) + in_place;
     for_pixels<Traits::kColumns>(in, [&](int i) {
-      const int pixel = load_shared<int>(column_table + 4 * i);
-      const bool valid = pixel >= 0 && ih >= 0 && ih < a.h;
-      copy_unit(target + i * kPitch, source + int64_t{valid ? pixel + ih * a.w : 0} * (2 * a.c_in), valid);
+      const int column = load_shared<int>(column_table + 4 * (in.first + i));
+      // Where it is not valid, it is a place that is not read.
+      copy_unit(target + i * kPitch, source + int64_t{column + before} * unit(), column >= 0 && inside);
     });
+  }
+
+  __device__ __forceinline__ void store_unit(char* global, const unsigned char* shared) const {
+    if (!Traits::kPadded || a.unit == 16)
+      store_global(global, load_shared<uint4>(shared));
+    else if (a.unit == 8)
+      store_global(global, load_shared<uint2>(shared));
+    else
+      store_global(global, load_shared<uint32_t>(shared));
   }
 
   // Writes an output row from its line buffer.
   __device__ __forceinline__ void store_line(int row) const {
     if (!out.any) return;
-    const int before = (first_row + row * row_step) * a.ow;
-    const unsigned char* const source = line(row) + out.shared;
-    char* const target = static_cast<char*>(a.y) + out.global;
+    const int before = (first_row + row * row_step) * a.ow * a.out_pixel;
+    const unsigned char* const from = line(row) + out_place;
     for_pixels<kPositions>(out, [&](int i) {
-      const int pixel = load_shared<int>(position_table + 4 * i);
-      if (pixel < 0) return;
-      char* const place = target + int64_t{pixel + before} * (2 * a.c_out);
-      if (!Traits::kPadded || a.unit == 16)
-        store_global(place, load_shared<uint4>(source + i * kPitch));
-      else if (a.unit == 8)
-        store_global(place, load_shared<uint2>(source + i * kPitch));
-      else
-        store_global(place, load_shared<uint32_t>(source + i * kPitch));
+      const int position = load_shared<int>(position_table + 4 * (out.first + i));
+      if (position >= 0) store_unit(target + int64_t{position + before} * unit(), from + i * kPitch);
     });
   }
 };

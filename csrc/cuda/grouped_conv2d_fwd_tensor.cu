@@ -29,6 +29,7 @@ ForwardArguments arguments_of(const ConvProblem& p, const ForwardPlan& plan) {
   a.dilation_h = narrow(p.dilation[0]), a.dilation_w = narrow(p.dilation[1]);
   a.groups = plan.groups, a.true_groups = {narrow(p.in_per_group()), narrow(p.out_per_group())};
   a.group_count = narrow(p.groups), a.unit = plan.unit;
+  a.in_pixel = narrow(2 * p.c_in / plan.unit), a.out_pixel = narrow(2 * p.c_out / plan.unit);
   a.positions = plan.positions, a.rows = plan.rows, a.row_blocks = plan.row_blocks;
   return a;
 }

@@ -34,10 +34,13 @@ struct ForwardWarp {
   const int lane = block.thread % 32, first_output = block.first_output + block.thread / 32 * kWarpChannels;
   uint32_t weights[Traits::kWords];
   float scale[2][2], shift[2][2];  // n-tile, column of the fragment
-  int fragment[2], pair[2];        // m-tile: bytes from a stage to the row that this lane gives to ldmatrix
-  ShiftedSums sums[2][2];          // n-tile, column
-  int count = 0;                   // values in each of the sums
-  unsigned valid = 0;              // bit 2 * m-tile + half: whether that position is an output
+  const float least = a.activation == Activation::kRelu ? 0 : -INFINITY;
+  int fragment[2], pair[2];  // m-tile: bytes from a stage to the row that this lane gives to ldmatrix
+  const int line_place =     // and from a line buffer to that which it gives to stmatrix
+      lane % 16 * kPitch + 2 * (first_output - block.first_output) + 16 * (lane / 16);
+  ShiftedSums sums[2][2];  // n-tile, column
+  int count = 0;           // values in each of the sums
+  unsigned valid = 0;      // bit 2 * m-tile + half: whether that position is an output
 
   __device__ __forceinline__ explicit ForwardWarp(const ForwardBlock<Traits>& of) : block(of) {
     load_weights();
@@ -87,7 +90,9 @@ struct ForwardWarp {
     }
   }
 
-  // Adds what row kh of the taps makes of the staged input row; kh 0 begins an output row.
+  // Adds what rows kFirst, kFirst + kStride ... of the taps make of the staged input row; kh 0 begins an
+  // output row.
+  template <int kFirst>
   __device__ __forceinline__ void multiply_pairs(const unsigned char* stage, int tile,
                                                  Accumulators* const (&rows)[3]) {
     uint32_t two[2][4], last[4];
@@ -95,8 +100,7 @@ struct ForwardWarp {
     ldmatrix_x4(two[1], stage + pair[tile] + 16);
     ldmatrix_x4(last, stage + fragment[tile] + block.tap_offset(2));
 #pragma unroll
-    for (int kh = 0; kh < 3; ++kh) {
-      if (!rows[kh]) continue;
+    for (int kh = kFirst; kh < 3; kh += Traits::kStride) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         float (&sum)[4] = (*rows[kh])[tile][n];
@@ -108,6 +112,7 @@ struct ForwardWarp {
     }
   }
 
+  template <int kFirst>
   __device__ __forceinline__ void multiply_steps(const unsigned char* stage, int tile,
                                                  Accumulators* const (&rows)[3]) {
 #pragma unroll
@@ -116,8 +121,7 @@ struct ForwardWarp {
       uint32_t inputs[4];
       ldmatrix_x4(inputs, stage + fragment[tile] + block.tap_offset(kw) + 32 * step);
 #pragma unroll
-      for (int kh = 0; kh < 3; ++kh) {
-        if (!rows[kh]) continue;
+      for (int kh = kFirst; kh < 3; kh += Traits::kStride) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           float (&sum)[4] = (*rows[kh])[tile][n];
@@ -129,21 +133,42 @@ struct ForwardWarp {
     }
   }
 
+  template <int kFirst>
   __device__ __forceinline__ void multiply(const unsigned char* stage, Accumulators* const (&rows)[3]) {
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       if constexpr (Traits::kWidth == Width::kPaired)
-        multiply_pairs(stage, tile, rows);
+        multiply_pairs<kFirst>(stage, tile, rows);
       else
-        multiply_steps(stage, tile, rows);
+        multiply_steps<kFirst>(stage, tile, rows);
     }
   }
 
-  __device__ __forceinline__ float finish(float sum, int tile, int i) const {
-    if (Traits::kStats) return sum;
-    const float pre = fused(sum, scale[tile][i], shift[tile][i]);
-    if (a.activation == Activation::kRelu) return pre <= 0 ? 0 : pre;
-    return a.activation == Activation::kSilu ? pre * quick_sigmoid(pre) : pre;
+  // [2 * n-tile + half] of an m-tile's sums, each as finish(sum, n-tile, column) makes it.
+  template <class Finish>
+  __device__ __forceinline__ void round(const float (&sums)[2][4], uint32_t (&words)[4],
+                                        const Finish& finish) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* const sum = sums[i / 2] + 2 * (i % 2);
+      words[i] = pack<T>(finish(sum[0], i / 2, 0), finish(sum[1], i / 2, 1));
+    }
+  }
+
+  __device__ __forceinline__ void finish(const float (&sums)[2][4], uint32_t (&words)[4]) const {
+    const auto affine = [&](float sum, int tile, int i) {
+      return fused(sum, scale[tile][i], shift[tile][i]);
+    };
+    if constexpr (Traits::kStats) {
+      round(sums, words, [](float sum, int, int) { return sum; });
+    } else if (a.activation == Activation::kSilu) {
+      round(sums, words, [&](float sum, int tile, int i) {
+        const float pre = affine(sum, tile, i);
+        return pre * quick_sigmoid(pre);
+      });
+    } else {
+      round(sums, words, [&](float sum, int tile, int i) { return maximum(affine(sum, tile, i), least); });
+    }
   }
 
   // Rounds a finished output row into its line buffer.
@@ -151,16 +176,8 @@ struct ForwardWarp {
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       uint32_t words[4];
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float* const sum = sums_of_row[tile][n] + 2 * half;
-          words[2 * n + half] = pack<T>(finish(sum[0], n, 0), finish(sum[1], n, 1));
-        }
-      stmatrix_x4(line + (16 * tile + lane % 16) * kPitch + 2 * (first_output - block.first_output) +
-                      16 * (lane / 16),
-                  words);
+      finish(sums_of_row[tile], words);
+      stmatrix_x4(line + line_place + 16 * tile * kPitch, words);
       if constexpr (Traits::kStats) count_in(tile, words);
     }
   }
@@ -224,13 +241,14 @@ __global__ __launch_bounds__(kBlockThreads, Traits::kBlocksPerMultiprocessor) vo
       cp_async_commit();
       if (finished >= 0) block.store_line(finished);
       // Tap row kh of this input row belongs to output row (row - kh) / stride, where that is whole.
-      Accumulators* rows[3];
+      Accumulators* rows[3] = {};
 #pragma unroll
-      for (int kh = 0; kh < 3; ++kh) {
-        const int from = phase - kh + Traits::kPeriod;
-        rows[kh] = from % Traits::kStride ? nullptr : &open[from / Traits::kStride % Traits::kOpen];
-      }
-      warp.multiply(block.stage(row), rows);
+      for (int kh = phase % Traits::kStride; kh < 3; kh += Traits::kStride)
+        rows[kh] = &open[(phase - kh + Traits::kPeriod) / Traits::kStride % Traits::kOpen];
+      if (phase % Traits::kStride == 0)
+        warp.template multiply<0>(block.stage(row), rows);
+      else
+        warp.template multiply<Traits::kStride - 1>(block.stage(row), rows);
       finished = row >= 2 && rows[2] ? (row - 2) / Traits::kStride : -1;
       if (finished >= 0) warp.write_line(block.line(finished), *rows[2]);
     }

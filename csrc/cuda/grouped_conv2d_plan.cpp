@@ -44,8 +44,11 @@ int most_positions(const ConvProblem& p) {
   return static_cast<int>(positions);
 }
 
-// The most bytes, 16, 8 or 4, that divide those of a run of channels.
-int copy_unit(int64_t channels) { return channels % 8 == 0 ? 16 : channels % 4 == 0 ? 8 : 4; }
+// Bytes that one copy moves: the most, 16, 8 or 4, that divide a group's.
+int unit_of(const ConvProblem& p) {
+  if (!is_padded(p)) return 16;
+  return p.in_per_group() % 8 == 0 ? 16 : p.in_per_group() % 4 == 0 ? 8 : 4;
+}
 
 int rows_of(int64_t rows, int64_t blocks_of_a_row) {
   const auto split = [&](int64_t least_rows, int64_t blocks) {
@@ -86,8 +89,11 @@ std::vector<std::string> forward_reasons(const ConvProblem& p) {
                   "takes 1, 2, 4, 8, 16, 32 channels a group, or, as with dilation, even numbers up to 32");
   else
     refuse_unless(p.c_in % 8 == 0 && p.c_out % 8 == 0, "takes channels in multiples of 8 (16 bytes)");
-  refuse_unless(p.n * p.h * p.w <= INT32_MAX && p.n * p.oh * p.ow <= INT32_MAX, "takes up to 2^31 pixels");
   if (!reasons.empty()) return reasons;
+  // Places in the tensors are counted in units, of at least 4 bytes.
+  const int64_t most_units = 2 * std::max(p.n * p.h * p.w * p.c_in, p.n * p.oh * p.ow * p.c_out) / unit_of(p);
+  refuse_unless(most_units <= INT32_MAX,
+                "takes tensors of up to 2^31 units of 16 bytes, 8 or 4 where padded");
   const GroupChannels groups = group_channels(p);
   refuse_unless(fits_shared_channels(groups, width_of(groups, is_padded(p))), "does not take these groups");
   refuse_unless(ceil_div(p.groups * groups.out, kBlockChannels) <= kMostChannelBlocks,
@@ -100,7 +106,7 @@ ForwardPlan plan_forward(const ConvProblem& p) {
   plan.padded = is_padded(p);
   plan.groups = group_channels(p);
   plan.width = width_of(plan.groups, plan.padded);
-  plan.unit = plan.padded ? copy_unit(p.in_per_group()) : 16;
+  plan.unit = unit_of(p);
   plan.positions = most_positions(p);
   const int64_t channels = p.groups * plan.groups.out;
   plan.channel_blocks = static_cast<int>(ceil_div(channels, kBlockChannels));

@@ -167,6 +167,13 @@ __device__ __forceinline__ float shuffle_xor(float value, int mask) {
 // One rounding: a * b + c.
 __device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
+// The greater; NaN where either is.
+__device__ __forceinline__ float maximum(float a, float b) {
+  float greater;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(greater) : "f"(a), "f"(b));
+  return greater;
+}
+
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 
 // 1 / (1 + exp(-x)) to about 1e-5 relative: for results of 16 bits.

@@ -221,6 +221,12 @@ inline float shuffle_xor(float value, int mask, Site site = Site::here()) {
 
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 
+// Of two zeros, +0 is the greater.
+inline float maximum(float a, float b) {
+  if (a == b) return std::signbit(a) ? b : a;
+  return a != a || a > b ? a : b;
+}
+
 inline float exponential(float x) { return std::exp(x); }
 
 inline float quick_sigmoid(float x) { return 1 / (1 + std::exp2(x * -1.44269504f)); }

@@ -45,14 +45,16 @@ void check_orders() {
   const auto once = visits_of(random);
   expect(once == visits_of(random), "a seed gives one order");
   expect(once != visits_of(other), "another seed gives another");
-  bool anew = false, all = true;
+  bool anew = false, all = true, up = false, down = false;
   std::vector<int> counts(6 * 256);
   for (unsigned i = 0; i < once.size(); ++i) {
     ++counts[once[i].first * 256 + once[i].second];
     if (i % 512 < 256) anew = anew || once[i].second != once[i + 256].second;
+    if (i % 32 == 0) (once[i].second < once[i + 1].second ? up : down) = true;
   }
   for (const int count : counts) all = all && count == 2;
   expect(anew, "warps are shuffled anew after a barrier");
+  expect(up && down, "lanes run in both orders");
   expect(all, "every thread runs, in random order");
 }
 
@@ -164,6 +166,27 @@ bool run_copy() {
   return std::equal(out, out + kThreads, in);
 }
 
+template <Defect kDefect>
+bool run_handover() {
+  uint32_t out[kThreads];
+  emulation::clear_regions();
+  launch<handover<kDefect>>({1, 1, kThreads, 128}, nullptr, &out[0]);
+  bool right = true;
+  for (uint32_t i = 0; i < kThreads; ++i) right = right && out[i] == i;
+  return right;
+}
+
+// Only the block that runs first writes what all read.
+__global__ void read_from_before() {
+  if (visits.empty()) visits.push_back({}), store_shared(shared_memory(), 1.0f);
+  load_shared<float>(shared_memory());
+}
+
+void run_read_from_before() {
+  visits.clear();
+  launch<read_from_before>({2, 1, 32, 4}, nullptr);
+}
+
 __global__ void touch(float* memory, int kind) {
   if (thread_index() != 5) return;
   if (kind == 0) store_global(memory, 1.0f);
@@ -233,8 +256,10 @@ std::vector<Case> defective() {
        {"barrier divergence: sync_threads against exit"}},
       {"no barrier before a read", all(run_exchange<Defect::kNoBarrierBeforeRead>), kRace},
       {"no barrier behind a read", all(run_exchange<Defect::kNoBarrierBehindRead>), kRace},
+      {"no barrier behind the last read", all(run_handover<Defect::kNoBarrierBehindLastRead>), kRace},
       {"two warps write", all(run_exchange<Defect::kBothWrite>), kRace},
       {"never written", all(run_exchange<Defect::kReadBeyondWritten>), {"that nothing has written"}},
+      {"written by another block", run_read_from_before, {"that nothing has written"}},
       {"a warp without a barrier",
        all(run_exchange<Defect::kWarpWithoutBarrier>),
        {"barrier divergence: sync_threads against exit"}},
@@ -254,6 +279,9 @@ std::vector<Case> defective() {
       {"copied twice in flight", all(run_copy<Defect::kCopiedTwiceInFlight>), flight},
       {"read by another lane",
        all(run_copy<Defect::kReadByAnotherLane>),
+       {"without a barrier behind the wait for its copy"}},
+      {"the barrier before the wait",
+       all(run_copy<Defect::kBarrierBeforeWait>),
        {"without a barrier behind the wait for its copy"}},
       {"misaligned copy", all(run_copy<Defect::kMisalignedCopy>), {"cp_async is misaligned"}},
       {"misaligned source", all(run_copy<Defect::kMisalignedSource>), {"its address in global memory"}},
@@ -282,7 +310,8 @@ void check_defects() {
     const auto check_twins = [&](const std::string& after) {
       bool right = false;
       const std::string error = error_of([&] {
-        right = run_pipeline<Defect::kNone>() && run_exchange<Defect::kNone>() && run_copy<Defect::kNone>();
+        right = run_pipeline<Defect::kNone>() && run_exchange<Defect::kNone>() && run_copy<Defect::kNone>() &&
+                run_handover<Defect::kNone>();
       });
       expect(right, "no defect" + after + ", " + name(mode) + ": " + error);
     };
@@ -319,6 +348,10 @@ void check_launches() {
     expect(error_of([&] { launch<visit>(grid, nullptr); }).find("launch: ") == 0,
            "a launch that no GPU takes");
   expect(fused(1 + 0x1p-12f, 1 + 0x1p-12f, -1) == 0x1p-11f + 0x1p-24f, "fused rounds once");
+  expect(maximum(1, -2) == 1 && maximum(-2, 1) == 1 && std::isnan(maximum(NAN, 1)) &&
+             std::isnan(maximum(1, NAN)),
+         "maximum");
+  expect(!std::signbit(maximum(0.0f, -0.0f)) && !std::signbit(maximum(-0.0f, 0.0f)), "maximum of zeros");
   for (float x = -20; x < 20; x += 0.37f)
     expect(std::fabs(quick_sigmoid(x) * (1 + std::exp(-double{x})) - 1) < 1e-5, "quick_sigmoid");
   expect(quick_sigmoid(-200) == 0 && quick_sigmoid(200) == 1 && std::isnan(quick_sigmoid(NAN)),

@@ -37,8 +37,11 @@ enum class Defect {
   kWrittenInFlight,
   kCopiedTwiceInFlight,
   kReadByAnotherLane,
+  kBarrierBeforeWait,
   kMisalignedCopy,
   kMisalignedSource,
+  // Of the handover.
+  kNoBarrierBehindLastRead,
 };
 
 inline constexpr int kWarps = 4, kThreads = 32 * kWarps, kTile = 16, kTileBytes = 2 * kTile * kTile;
@@ -172,8 +175,9 @@ __global__ void copy(const uint32_t* in, uint32_t* out) {
   if (kDefect == Defect::kNeverCommitted) return;
   cp_async_commit();
   if (kDefect == Defect::kNeverWaited) return;
+  if (kDefect == Defect::kBarrierBeforeWait) sync_threads();
   if (kDefect != Defect::kReadInFlight) cp_async_wait<0>();
-  if (kDefect == Defect::kReadByAnotherLane) {
+  if (kDefect == Defect::kReadByAnotherLane || kDefect == Defect::kBarrierBeforeWait) {
     // All lanes have waited behind it, but it is not a barrier.
     shuffle_xor(0, 1);
     store_global(out + thread, load_shared<uint32_t>(shared_memory() + 8 * (thread ^ 1)));
@@ -183,6 +187,21 @@ __global__ void copy(const uint32_t* in, uint32_t* out) {
   // Zeros that nothing waits for are no error.
   cp_async<4>(mine, nullptr, false);
   cp_async_commit();
+}
+
+// out[thread] = thread, from words that one warp writes, another reads and a third takes over.
+template <Defect kDefect>
+__global__ void handover(uint32_t* out) {
+  const unsigned thread = thread_index(), warp = thread / 32, lane = thread % 32;
+  unsigned char* const word = shared_memory() + 4 * lane;
+  uint32_t value = thread;
+  if (warp == 0) store_shared(word, value);
+  sync_threads();
+  if (warp == 1) value = load_shared<uint32_t>(word) + 32;
+  if (kDefect != Defect::kNoBarrierBehindLastRead) sync_threads();
+  // It is the last access: only the read before tells.
+  if (warp == 2) value = load_shared<uint32_t>(word) + 64, store_shared(word, value);
+  store_global(out + thread, value);
 }
 
 }  // namespace rk::cuda
