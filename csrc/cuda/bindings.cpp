@@ -75,7 +75,7 @@ PYBIND11_MODULE(RK_MODULE, m) {
   // Of this module alone: the CPU's module has a class of the same name.
   py::class_<rk::ConvProblem>(m, "ConvProblem", py::module_local())
       .def(py::init(&rk::conv_problem), "sizes"_a, "x_stride"_a, "w_stride"_a, "y_stride"_a, "dtype"_a)
-      .def("reasons", &rk::cuda::forward_reasons)
+      .def("reasons", &rk::cuda::grouped_conv2d_reasons)
       .def("forward_plan", &forward_plan)
       .def("workspace", &rk::cuda::grouped_conv2d_workspace)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)

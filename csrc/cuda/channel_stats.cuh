@@ -20,6 +20,17 @@ __device__ __forceinline__ Moments merge(Moments a, Moments b) {
   return {n, fused(d, share, most.mean), fused(d * d, most.n * share, most.m2 + rest.m2)};
 }
 
+// Sums of z - shift and its square over values of a channel.
+struct ShiftedSums {
+  float shift, sum, squares;
+
+  __device__ __forceinline__ void add(float z) {
+    const float d = z - shift;
+    sum += d;
+    squares = fused(d, d, squares);
+  }
+};
+
 // From the sums of z - shift and of its square over n values, of which the shift is one or a mean of a few:
 // then n * (mean - shift)^2 cannot swallow M2. With n = 0 nothing else is read.
 __device__ __forceinline__ Moments from_shifted(float n, float shift, float sum, float sum_squares) {

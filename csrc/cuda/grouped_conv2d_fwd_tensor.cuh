@@ -13,18 +13,6 @@ __device__ __forceinline__ void clear(float (&values)[4]) {
   for (float& value : values) value = 0;
 }
 
-// Sums of z - first and its square over the values that a thread stores of a channel.
-struct ShiftedSums {
-  float first, sum, squares;
-
-  __device__ __forceinline__ void add(float z, bool is_first) {
-    if (is_first) first = z, sum = 0, squares = 0;
-    const float d = z - first;
-    sum += d;
-    squares = fused(d, d, squares);
-  }
-};
-
 template <class Traits>
 struct ForwardWarp {
   using T = typename Traits::T;
@@ -173,28 +161,52 @@ struct ForwardWarp {
 
   // Rounds a finished output row into its line buffer.
   __device__ __forceinline__ void write_line(unsigned char* line, const Accumulators& sums_of_row) {
+    uint32_t words[2][4];
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
-      uint32_t words[4];
-      finish(sums_of_row[tile], words);
-      stmatrix_x4(line + line_place + 16 * tile * kPitch, words);
-      if constexpr (Traits::kStats) count_in(tile, words);
+      finish(sums_of_row[tile], words[tile]);
+      stmatrix_x4(line + line_place + 16 * tile * kPitch, words[tile]);
     }
+    if constexpr (Traits::kStats) count_in(words);
   }
 
-  // The statistics are of what is stored.
-  __device__ __forceinline__ void count_in(int tile, const uint32_t (&words)[4]) {
+  // body(the words of both n-tiles) for each of this lane's positions that is an output.
+  template <class Body>
+  __device__ __forceinline__ void for_outputs(const uint32_t (&words)[2][4], const Body& body) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (!(valid >> (2 * tile + half) & 1)) continue;
+    for (int i = 0; i < 4; ++i)
+      if (valid >> i & 1) {
+        const uint32_t both[2] = {words[i / 2][i % 2], words[i / 2][2 + i % 2]};
+        body(both);
+      }
+  }
+
+  // The statistics are of what is stored. The shift is the mean of the first row: a single value may lie far
+  // off.
+  __device__ __forceinline__ void count_in(const uint32_t (&words)[2][4]) {
+    if (count == 0) {
+      float share = 0;
+      for_outputs(words, [&](const uint32_t (&)[2]) { share += 1; });
+      share = share > 0 ? 1 / share : 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i / 2][i % 2] = {0, 0, 0};
+      for_outputs(words, [&](const uint32_t (&both)[2]) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const float2 z = unpack<T>(both[n]);
+          sums[n][0].shift = fused(share, z.x, sums[n][0].shift);
+          sums[n][1].shift = fused(share, z.y, sums[n][1].shift);
+        }
+      });
+    }
+    for_outputs(words, [&](const uint32_t (&both)[2]) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const float2 z = unpack<T>(words[2 * n + half]);
-        sums[n][0].add(z.x, count == 0);
-        sums[n][1].add(z.y, count == 0);
+        const float2 z = unpack<T>(both[n]);
+        sums[n][0].add(z.x), sums[n][1].add(z.y);
       }
       ++count;
-    }
+    });
   }
 
   __device__ __forceinline__ void write_statistics() const {
@@ -202,7 +214,7 @@ struct ForwardWarp {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const ShiftedSums& s = sums[i / 2][i % 2];
-      Moments moments = from_shifted(static_cast<float>(count), s.first, s.sum, s.squares);
+      Moments moments = from_shifted(static_cast<float>(count), s.shift, s.sum, s.squares);
       // Lanes with the same remainder by 4 hold the same channels.
 #pragma unroll
       for (int mask = 4; mask < 32; mask *= 2)

@@ -76,7 +76,6 @@ std::vector<std::string> forward_reasons(const ConvProblem& p) {
     if (!condition) reasons.push_back(reason);
   };
   const int64_t in = p.in_per_group(), out = p.out_per_group();
-  refuse_unless(p.dtype != DType::kFloat32, "takes bfloat16 and float16, got float32");
   refuse_unless(p.kh == 3 && p.kw == 3, "takes 3x3 kernels");
   refuse_unless(p.stride[0] == p.stride[1] && (p.stride[0] == 1 || p.stride[0] == 2), "takes stride 1 and 2");
   refuse_unless(p.dilation[0] <= kMostDilation && p.dilation[1] <= kMostDilation, "takes dilation up to 4");

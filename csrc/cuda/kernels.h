@@ -1,4 +1,7 @@
 #pragma once
+#include <string>
+#include <vector>
+
 #include "problem.h"
 
 namespace rk::cuda {
@@ -11,6 +14,9 @@ struct Queue {
 
 // All of these queue work and return: they neither wait nor allocate. Pointers are to memory of the device,
 // images are channels last, weights have the images' dtype and any strides.
+
+// Why grouped_conv2d_fwd and grouped_conv2d_stats do not take p; empty where they do.
+std::vector<std::string> grouped_conv2d_reasons(const ConvProblem& p);
 
 // Bytes that grouped_conv2d_fwd and grouped_conv2d_stats want at `workspace`, aligned to 256.
 int64_t grouped_conv2d_workspace(const ConvProblem& p);
