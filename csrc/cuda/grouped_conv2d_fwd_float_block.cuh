@@ -35,7 +35,7 @@ struct FloatTraits {
   static constexpr bool kSlabs = kWide && kRows == kApart;
   static constexpr int kOutputs = float_outputs(kWide), kStages = float_stages(kWide);
   // Blocks of a multiprocessor, as far as registers go without spilling.
-  static constexpr int kBlocks = kWide ? 3 : kChunks == 1 ? 5 - kStats : kStats || kRows == 2 ? 3 : 4;
+  static constexpr int kBlocks = kWide ? 3 : kChunks == 1 ? 5 - kStats : kStats || kRows > 1 ? 3 : 4;
   // Output rows in flight, and the columns of a run.
   static constexpr int kOpen = 2 / kRows + 1, kTaken = kColumns * (kRun - 1) + 3;
 };
