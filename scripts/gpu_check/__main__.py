@@ -142,7 +142,7 @@ class Checks:
         command += ["--dry"] if self.options.dry else []
         with self.log.open("a") as log:
             print(f"== {name}", file=log, flush=True)
-            # A group, so that what a stage started goes with it, but no session: that could outlive this one.
+            # A process group of its own, so that what a stage started ends with it.
             process = subprocess.Popen(
                 list(map(str, command)), stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=os.setpgrp,
                 env=self.environment,
