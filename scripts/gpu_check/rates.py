@@ -19,7 +19,7 @@ INSTRUCTIONS = {
 
 class Rates:
     def __init__(self, stage, library):
-        self.dry, self.device, self.library = stage.dry, stage.device, library
+        self.dry, self.device, self.kernels = stage.dry, stage.device, library
         self.clock = Clock(stage.dry)
         self.sms = 1 if stage.dry else torch.cuda.get_device_properties(0).multi_processor_count
 
@@ -39,7 +39,7 @@ class Rates:
             return lambda: pair[1].copy_(pair[0])
 
         def ours(pair):
-            return lambda: self.library.call(
+            return lambda: self.kernels.call(
                 "rates_copy", pair[0].data_ptr(), pair[1].data_ptr(), size, self._stream()
             )  # fmt: skip
 
@@ -62,7 +62,7 @@ class Rates:
         out = torch.empty(blocks * THREADS, dtype=torch.int32, device=self.device)
 
         def run():
-            self.library.call(
+            self.kernels.call(
                 "rates_read", buffer.data_ptr(), out.data_ptr(), size, steps, blocks, self._stream()
             )  # fmt: skip
 
@@ -76,7 +76,7 @@ class Rates:
         elapsed = torch.zeros(blocks, dtype=torch.int64, device=self.device)
 
         def run():
-            self.library.call(
+            self.kernels.call(
                 "rates_cycles", what, sums.data_ptr(), elapsed.data_ptr(), iterations, blocks, self._stream()
             )  # fmt: skip
 
