@@ -2,11 +2,12 @@
 #include "grouped_conv2d_fwd_float.h"
 #include "grouped_conv2d_fwd_tensor.h"
 #include "kernels.h"
+#include "plan_arithmetic.h"
 
 namespace rk::cuda {
 namespace {
 
-int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+using plan::aligned;
 
 // The parts of a workspace: packed weights, and the statistics of tiles.
 struct Workspace {

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "plan_arithmetic.h"
+
 namespace rk::cuda {
 namespace {
 
-// Blocks that fill the largest devices four times over, and once: constants, as nothing may depend on the
-// device.
-constexpr int64_t kManyBlocks = 2112, kFewBlocks = 528;
+using plan::ceil_div;
+using plan::kFewBlocks;
+using plan::kManyBlocks;
+
 // Sums of more rows would lose digits.
 constexpr int64_t kMostRows = 64;
 
@@ -15,8 +18,6 @@ constexpr int kNarrowLanes = 32, kWideLanes = 16, kNarrowInputs = 8;
 // Inputs of a block, in fours, and of a slab.
 constexpr int kMostChunks = 16, kSlabChunks = 4;
 constexpr int64_t kMostShared = 96 * 1024, kMostResidentShared = 84 * 1024;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int walk_of(const ConvProblem& p, int axis) {
   return p.stride[axis] == 1 ? 1 : p.stride[axis] == 2 && p.dilation[axis] == 1 ? 2 : kApart;

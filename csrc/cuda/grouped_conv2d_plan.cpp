@@ -1,15 +1,15 @@
 #include "grouped_conv2d_plan.h"
 
+#include "plan_arithmetic.h"
+
 namespace rk::cuda {
 namespace {
 
-// Blocks that fill the largest devices four times over, and once: a constant, as nothing may depend on the
-// device.
-constexpr int64_t kManyBlocks = 2112, kFewBlocks = 528;
-constexpr int64_t kMostBlocks = INT32_MAX, kMostChannelBlocks = 65535;
-constexpr int64_t kMostDilation = 4;
+using plan::ceil_div;
+using plan::kFewBlocks;
+using plan::kManyBlocks;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t kMostChannelBlocks = 65535, kMostDilation = 4;
 
 // With dilation too, so that one variant has the arithmetic of both.
 bool is_padded(const ConvProblem& p) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "host_device.h"
+#include "plan_arithmetic.h"
 #include "problem.h"
 
 // How the kernels over whole images cut these up: functions of the problem alone, so that statistics have the
@@ -13,14 +14,8 @@ inline constexpr int kImageThreads = 256, kWarpThreads = 32;
 
 namespace plan {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
-
 // The elements of 16 bytes.
 inline int vector_elements(DType dtype) { return dtype == DType::kFloat32 ? 4 : 8; }
-
-// Blocks that fill the largest devices four times over.
-inline constexpr int64_t kManyBlocks = 2112;
 
 }  // namespace plan
 
