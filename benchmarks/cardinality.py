@@ -38,9 +38,8 @@ def add_options(parser) -> None:
     parser.add_argument("--batch", type=positive, default=4, help="images; default 4")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", type=_device, default="cpu", choices=["cpu", "cuda"])
-    default = ",".join(module.NAME for module in backends.ORDER)
     parser.add_argument(
-        "--backend", type=_backends, default=default, help=f"names as in use_backend, by commas; default {default}"
+        "--backend", type=_backends, help="names as in use_backend, by commas; default: all that run on the device"
     )
     add_compile(parser)
     add_timing(parser, rounds=11, seconds=0.6)
@@ -50,6 +49,9 @@ def jobs(options) -> dict:
     if options.quick:
         options.rounds, options.batch = min(options.rounds, 3), 1
     # NCHW, but every row is measured in both layouts.
+    if options.backend is None:
+        here = [module.NAME for module in backends.ORDER if module.DEVICE in (None, options.device)]
+        options.backend = ",".join(here)
     rows = problems.cardinality(options.batch, dtype=getattr(torch, options.dtype), device=options.device)
     if options.quick:
         rows = {name: rows[name] for name in ("32x4d conv2", "32x4d conv3")}
