@@ -48,10 +48,10 @@ def add_options(parser) -> None:
 def jobs(options) -> dict:
     if options.quick:
         options.rounds, options.batch = min(options.rounds, 3), 1
-    # NCHW, but every row is measured in both layouts.
     if options.backend is None:
         here = [module.NAME for module in backends.ORDER if module.DEVICE in (None, options.device)]
         options.backend = ",".join(here)
+    # NCHW, but every row is measured in both layouts.
     rows = problems.cardinality(options.batch, dtype=getattr(torch, options.dtype), device=options.device)
     if options.quick:
         rows = {name: rows[name] for name in ("32x4d conv2", "32x4d conv3")}
