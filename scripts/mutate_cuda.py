@@ -16,7 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("grouped_conv2d_block.cuh", "grouped_conv2d_fwd_tensor.cuh", "grouped_conv2d_prepack.cuh")
+SOURCES = (
+    "grouped_conv2d_rows.cuh",
+    "grouped_conv2d_block.cuh",
+    "grouped_conv2d_fwd_tensor.cuh",
+    "grouped_conv2d_prepack.cuh",
+)
 # What is built anew for each defect: the half of the kernels of one type finds what the other would.
 UNITS = ("grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu")
 TESTS = "test_exact or test_gates or test_nothing"

@@ -55,7 +55,7 @@ py::dict forward_plan(const rk::ConvProblem& p) {
   py::dict result;
   result["grid"] = py::make_tuple(plan.tiles(), plan.channel_blocks);
   result["threads"] = rk::cuda::kBlockThreads;
-  result["shared_bytes"] = rk::cuda::shared_bytes(stride);
+  result["shared_bytes"] = rk::cuda::forward_shared_bytes(stride);
   result["stages"] = rk::cuda::staged_rows(stride);
   result["columns"] = rk::cuda::staged_columns(stride);
   result["positions"] = plan.positions;

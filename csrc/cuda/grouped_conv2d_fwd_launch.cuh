@@ -7,7 +7,7 @@ namespace rk::cuda {
 template <class Traits>
 void run(const ForwardPlan& plan, const ForwardArguments& arguments, void* stream) {
   const Grid grid{static_cast<unsigned>(plan.tiles()), static_cast<unsigned>(plan.channel_blocks),
-                  kBlockThreads, shared_bytes(Traits::kStride)};
+                  Traits::kThreads, ForwardBlock<Traits>::kSharedBytes};
   launch<grouped_conv2d_fwd_kernel<Traits>>(grid, stream, arguments);
 }
 

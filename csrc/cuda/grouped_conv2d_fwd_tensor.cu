@@ -19,21 +19,6 @@ void prepack(const ConvProblem& p, const ForwardPlan& plan, const void* w, uint3
                                                 packed);
 }
 
-// What follows from the problem and its plan; the pointers are the caller's.
-ForwardArguments arguments_of(const ConvProblem& p, const ForwardPlan& plan) {
-  ForwardArguments a{};
-  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-  a.n = narrow(p.n), a.h = narrow(p.h), a.w = narrow(p.w), a.c_in = narrow(p.c_in);
-  a.oh = narrow(p.oh), a.ow = narrow(p.ow), a.c_out = narrow(p.c_out);
-  a.padding_h = narrow(p.padding[0]), a.padding_w = narrow(p.padding[1]);
-  a.dilation_h = narrow(p.dilation[0]), a.dilation_w = narrow(p.dilation[1]);
-  a.groups = plan.groups, a.true_groups = {narrow(p.in_per_group()), narrow(p.out_per_group())};
-  a.group_count = narrow(p.groups), a.unit = plan.unit;
-  a.in_pixel = narrow(2 * p.c_in / plan.unit), a.out_pixel = narrow(2 * p.c_out / plan.unit);
-  a.positions = plan.positions, a.rows = plan.rows, a.row_blocks = plan.row_blocks;
-  return a;
-}
-
 }  // namespace
 
 void grouped_conv2d_fwd_tensor(const ConvProblem& p, const void* x, const void* w, void* y,
@@ -45,8 +30,8 @@ void grouped_conv2d_fwd_tensor(const ConvProblem& p, const void* x, const void* 
                        : plan.width == Width::kOneStep ? prepack<Width::kOneStep>
                                                        : prepack<Width::kTwoSteps>;
   pack_as(p, plan, w, packed, stream);
-  ForwardArguments arguments = arguments_of(p, plan);
-  arguments.x = x, arguments.packed = packed, arguments.y = y;
+  ForwardArguments arguments{};
+  arguments.walk = row_walk(p, plan), arguments.x = x, arguments.packed = packed, arguments.y = y;
   arguments.scale = epilogue.scale, arguments.shift = epilogue.shift;
   arguments.activation = epilogue.activation;
   arguments.partials = partials, arguments.counts = counts;

@@ -18,11 +18,12 @@ struct ForwardWarp {
   using T = typename Traits::T;
 
   const ForwardBlock<Traits>& block;
-  const ForwardArguments& a = block.a;
+  const ForwardArguments& arguments;
+  const RowWalk& a = block.a;
   const int lane = block.thread % 32, first_output = block.first_output + block.thread / 32 * kWarpChannels;
   uint32_t weights[Traits::kWords];
   float scale[2][2], shift[2][2];  // n-tile, column of the fragment
-  const float least = a.activation == Activation::kRelu ? 0 : -INFINITY;
+  const float least = arguments.activation == Activation::kRelu ? 0 : -INFINITY;
   int fragment[2], pair[2];  // m-tile: bytes from a stage to the row that this lane gives to ldmatrix
   const int line_place =     // and from a line buffer to that which it gives to stmatrix
       lane % 16 * kPitch + 2 * (first_output - block.first_output) + 16 * (lane / 16);
@@ -30,18 +31,19 @@ struct ForwardWarp {
   int count = 0;           // values in each of the sums
   unsigned valid = 0;      // bit 2 * m-tile + half: whether that position is an output
 
-  __device__ __forceinline__ explicit ForwardWarp(const ForwardBlock<Traits>& of) : block(of) {
+  __device__ __forceinline__ ForwardWarp(const ForwardBlock<Traits>& of, const ForwardArguments& all)
+      : block(of), arguments(all) {
     load_weights();
     locate_fragments();
     if (!Traits::kStats) load_epilogue();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) valid |= unsigned{block.is_output(8 * i + lane / 4)} << i;
+    for (int i = 0; i < 4; ++i) valid |= unsigned{block.is_position(8 * i + lane / 4)} << i;
   }
 
   __device__ __forceinline__ void load_weights() {
     const bool any = first_output < a.group_count * a.groups.out;
     const uint32_t* packed =
-        a.packed + (int64_t{first_output / kWarpChannels} * Traits::kWords * 32 + 2 * lane);
+        arguments.packed + (int64_t{first_output / kWarpChannels} * Traits::kWords * 32 + 2 * lane);
 #pragma unroll
     for (int i = 0; i < Traits::kWords; i += 2) {
       const uint2 two = any ? load_global<uint2>(packed + 32 * i) : uint2{0, 0};
@@ -55,7 +57,7 @@ struct ForwardWarp {
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       const int position = 16 * tile + lane % 16;
-      const int place = (block.is_output(position) ? block.column_of(position) : 0) * kPitch + 2 * channel;
+      const int place = (block.is_position(position) ? block.column_of(position) : 0) * kPitch + 2 * channel;
       fragment[tile] = place + 16 * (lane / 16);
       pair[tile] = place + lane / 16 * block.tap_offset(1);
     }
@@ -73,8 +75,10 @@ struct ForwardWarp {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int channel = channel_of(i / 2, i % 2);
-      scale[i / 2][i % 2] = a.scale && channel >= 0 ? load_global<float>(a.scale + channel) : 1;
-      shift[i / 2][i % 2] = a.shift && channel >= 0 ? load_global<float>(a.shift + channel) : 0;
+      scale[i / 2][i % 2] =
+          arguments.scale && channel >= 0 ? load_global<float>(arguments.scale + channel) : 1;
+      shift[i / 2][i % 2] =
+          arguments.shift && channel >= 0 ? load_global<float>(arguments.shift + channel) : 0;
     }
   }
 
@@ -149,7 +153,7 @@ struct ForwardWarp {
     };
     if constexpr (Traits::kStats) {
       round(sums, words, [](float sum, int, int) { return sum; });
-    } else if (a.activation == Activation::kSilu) {
+    } else if (arguments.activation == Activation::kSilu) {
       round(sums, words, [&](float sum, int tile, int i) {
         const float pre = affine(sum, tile, i);
         return pre * quick_sigmoid(pre);
@@ -222,8 +226,9 @@ struct ForwardWarp {
                                   shuffle_xor(moments.m2, mask)});
       const int channel = channel_of(i / 2, i % 2);
       if (lane < 4 && channel >= 0)
-        store_global(a.partials + (tile * a.c_out + channel), float2{moments.mean, moments.m2});
-      if (i == 0 && block.thread == 0 && block_index_y() == 0) store_global(a.counts + tile, moments.n);
+        store_global(arguments.partials + (tile * a.c_out + channel), float2{moments.mean, moments.m2});
+      if (i == 0 && block.thread == 0 && block_index_y() == 0)
+        store_global(arguments.counts + tile, moments.n);
     }
   }
 };
@@ -232,12 +237,12 @@ template <class Traits>
 __global__ __launch_bounds__(kBlockThreads, Traits::kBlocksPerMultiprocessor) void grouped_conv2d_fwd_kernel(
     const ForwardArguments arguments) {
   const ForwardBlock<Traits> block(arguments);
-  ForwardWarp<Traits> warp(block);
+  ForwardWarp<Traits> warp(block, arguments);
   Accumulators open[Traits::kOpen];
   sync_threads();
 #pragma unroll
   for (int row = 0; row < Traits::kStages - 1; ++row) {
-    if (row < block.input_rows) block.copy_row(row);
+    if (row < block.input_rows) block.copy_row(arguments.x, row, block.stage(row));
     cp_async_commit();
   }
   int finished = -1;  // the output row in a line buffer that is not stored yet
@@ -249,7 +254,8 @@ __global__ __launch_bounds__(kBlockThreads, Traits::kBlocksPerMultiprocessor) vo
       cp_async_wait<Traits::kStages - 2>();
       // Behind it the row is there for all, its predecessor's stage is free, and the last line is written.
       sync_threads();
-      if (row + Traits::kStages - 1 < block.input_rows) block.copy_row(row + Traits::kStages - 1);
+      if (const int next = row + Traits::kStages - 1; next < block.input_rows)
+        block.copy_row(arguments.x, next, block.stage(next));
       cp_async_commit();
       if (finished >= 0) block.store_line(finished);
       // Tap row kh of this input row belongs to output row (row - kh) / stride, where that is whole.

@@ -39,7 +39,7 @@ inline constexpr int kPitch = 2 * kBlockChannels + 16;
 RK_HOST_DEVICE constexpr int plane_bytes(int stride) { return staged_columns(stride) * kPitch; }
 RK_HOST_DEVICE constexpr int stage_bytes(int stride) { return stride * plane_bytes(stride); }
 inline constexpr int kLineBytes = kPositions * kPitch;
-RK_HOST_DEVICE constexpr int shared_bytes(int stride) {
+RK_HOST_DEVICE constexpr int forward_shared_bytes(int stride) {
   return staged_rows(stride) * stage_bytes(stride) + 2 * kLineBytes +
          4 * (stride * staged_columns(stride) + kPositions);
 }
