@@ -50,19 +50,9 @@ void grouped_conv2d_bn_act(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, u
                              reinterpret_cast<rk::ParallelFor>(parallel_for));
 }
 
-// z, scale, shift, a, b, c as addresses and the activation, or None.
-std::optional<rk::BnBackward> bn_backward(const py::object& bn) {
-  if (bn.is_none()) return std::nullopt;
-  const auto values = rk::ints<7>(bn.cast<py::tuple>());
-  const auto vector = [&](int i) { return pointer<const float>(values[i]); };
-  return rk::BnBackward{
-      pointer<const void>(values[0]),        vector(1), vector(2), vector(3), vector(4), vector(5),
-      static_cast<rk::Activation>(values[6])};
-}
-
 void grouped_conv2d_wgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t x, uintptr_t dw,
                           const py::object& bn, uintptr_t parallel_for) {
-  const auto backward = bn_backward(bn);
+  const auto backward = rk::bn_backward(bn);
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
   kernels.grouped_conv2d_wgrad(p, pointer<const void>(dy), pointer<const void>(x), pointer<float>(dw),
@@ -72,7 +62,7 @@ void grouped_conv2d_wgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t x, u
 
 void grouped_conv2d_dgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t w, uintptr_t dx,
                           const py::object& bn, uintptr_t parallel_for) {
-  const auto backward = bn_backward(bn);
+  const auto backward = rk::bn_backward(bn);
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
   kernels.grouped_conv2d_dgrad(p, pointer<const void>(dy), pointer<const float>(w), pointer<void>(dx),

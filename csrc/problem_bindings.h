@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <optional>
 #include <string>
 
 #include "problem.h"
@@ -39,6 +40,15 @@ inline ImageProblem image_problem(int64_t n, int64_t c, int64_t pixels, bool cha
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// z, scale, shift, a, b, c as addresses and the activation, or None.
+inline std::optional<BnBackward> bn_backward(const pybind11::object& bn) {
+  if (bn.is_none()) return std::nullopt;
+  const auto values = ints<7>(bn.cast<pybind11::tuple>());
+  const auto vector = [&](int i) { return pointer<const float>(values[i]); };
+  return BnBackward{pointer<const void>(values[0]),    vector(1), vector(2), vector(3), vector(4), vector(5),
+                    static_cast<Activation>(values[6])};
 }
 
 }  // namespace rk

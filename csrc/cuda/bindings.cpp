@@ -33,6 +33,16 @@ void grouped_conv2d_stats(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, ui
                                  pointer<void>(workspace), queue(device, stream));
 }
 
+void grouped_conv2d_dgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t w, uintptr_t dx,
+                          const py::object& bn, uintptr_t dz, uintptr_t workspace, int device,
+                          uintptr_t stream) {
+  const rk::BnBackward backward = rk::bn_backward(bn).value_or(rk::BnBackward{});
+  py::gil_scoped_release release;
+  rk::cuda::grouped_conv2d_dgrad(p, pointer<const void>(dy), pointer<const void>(w), pointer<void>(dx),
+                                 backward, pointer<void>(dz), pointer<void>(workspace),
+                                 queue(device, stream));
+}
+
 void bn_stats(const rk::ImageProblem& p, uintptr_t z, uintptr_t mean, uintptr_t m2, uintptr_t workspace,
               int device, uintptr_t stream) {
   const rk::BatchStats stats{pointer<float>(mean), pointer<float>(m2)};
@@ -79,7 +89,10 @@ PYBIND11_MODULE(RK_MODULE, m) {
       .def("forward_plan", &forward_plan)
       .def("workspace", &rk::cuda::grouped_conv2d_workspace)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
-      .def("grouped_conv2d_stats", &grouped_conv2d_stats);
+      .def("grouped_conv2d_stats", &grouped_conv2d_stats)
+      .def("dgrad_reasons", &rk::cuda::grouped_conv2d_dgrad_reasons)
+      .def("dgrad_workspace", &rk::cuda::grouped_conv2d_dgrad_workspace)
+      .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad);
   py::class_<rk::ImageProblem>(m, "ImageProblem", py::module_local())
       .def(py::init(&rk::image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats_workspace", &rk::cuda::bn_stats_workspace)

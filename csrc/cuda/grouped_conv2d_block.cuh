@@ -1,11 +1,13 @@
 #pragma once
-#include "grouped_conv2d_rows.cuh"
+#include <type_traits>
 
-// What a block of the tensor-core forward copies, and where it lies.
+#include "grouped_conv2d_input.cuh"
+
+// What a block of the tensor-core forward, or of its like, dgrad at stride 1, copies, and where it lies.
 namespace rk::cuda {
 
 struct ForwardArguments {
-  const void* x;
+  InputArguments input;
   const uint32_t* packed;
   void* y;
   const float *scale, *shift;  // null: 1 and 0
@@ -15,24 +17,30 @@ struct ForwardArguments {
   Activation activation;
 };
 
-// Runs the variant that the plan asks for, with statistics where there are partials.
+// Runs the variant that the plan asks for: with statistics where there are partials, with a prologue where
+// the input has one, not with both.
 template <class T>
 void launch_forward(const ForwardPlan& plan, const ForwardArguments& arguments, int stride, void* stream);
 
 // A variant of the kernel.
-template <class T_, Width kWidth_, int kStride_, bool kPadded_, bool kStats_>
+enum class Around : int { kNothing, kStats, kPrologue };
+
+template <class T_, Width kWidth_, int kStride_, bool kPadded_, Around kAround>
 struct ForwardTraits {
   using T = T_;
   static constexpr Width kWidth = kWidth_;
   static constexpr int kStride = kStride_, kTaps = 3, kThreads = kBlockThreads;
-  static constexpr bool kPadded = kPadded_, kStats = kStats_;
+  static constexpr bool kPadded = kPadded_, kStats = kAround == Around::kStats,
+                        kPrologue = kAround == Around::kPrologue;
 
   static constexpr int kWords = weight_registers(kWidth), kSteps = warp_inputs(kWidth) / 16;
   static constexpr int kStages = staged_rows(kStride);
   // Output rows in flight, and the input rows after which their accumulators have taken all turns.
   static constexpr int kOpen = kStride == 1 ? 3 : 2, kPeriod = kOpen * kStride;
   // What registers allow without spilling.
-  static constexpr int kBlocksPerMultiprocessor = kWidth == Width::kPaired                            ? 4
+  static constexpr int kBlocksPerMultiprocessor = kAround == Around::kPrologue
+                                                      ? kWidth == Width::kTwoSteps ? 2 : 3
+                                                  : kWidth == Width::kPaired                          ? 4
                                                   : kWidth == Width::kTwoSteps && (kPadded || kStats) ? 2
                                                                                                       : 3;
 };
@@ -40,10 +48,11 @@ struct ForwardTraits {
 template <class Traits>
 struct ForwardBlock : RowBlock<Traits> {
   using Rows = RowBlock<Traits>;
+  using Input = std::conditional_t<Traits::kPrologue, PrologueInput<Traits>, PlainInput<Traits>>;
   using Rows::a, Rows::first_output, Rows::first_row, Rows::row_step, Rows::stages;
-  static constexpr int kSharedBytes = Rows::kRowsBytes + 2 * kLineBytes + 4 * kPositions;
-
-  static_assert(kSharedBytes == forward_shared_bytes(Traits::kStride));
+  static constexpr int kInputPlace = forward_shared_bytes(Traits::kStride);
+  static_assert(kInputPlace == Rows::kRowsBytes + 2 * kLineBytes + 4 * kPositions);
+  static constexpr int kSharedBytes = kInputPlace + Input::kSharedBytes;
 
   unsigned char* const lines = stages + Rows::kRowsBytes;
   unsigned char* const position_table = lines + 2 * kLineBytes;

@@ -1,66 +1,35 @@
 #pragma once
 #include "channel_stats.cuh"
 #include "grouped_conv2d_block.cuh"
+#include "grouped_conv2d_warp.cuh"
 
-// Forward of the grouped 3x3 convolution on tensor cores, channels last: an input row feeds the output rows
-// that its taps belong to, in accumulators that take turns, and the third input row finishes an output row.
+// Forward of the grouped 3x3 convolution on tensor cores, channels last, and dgrad at stride 1: an input row
+// feeds the output rows that its taps belong to, in accumulators that take turns, and the third input row
+// finishes an output row.
 namespace rk::cuda {
 
-// Of an output row and a warp: [m-tile of 16 positions][n-tile of 8 channels][fragment].
-using Accumulators = float[2][2][4];
-
-__device__ __forceinline__ void clear(float (&values)[4]) {
-  for (float& value : values) value = 0;
-}
+// Of an output row and a warp, by m-tile.
+using Accumulators = TileSums[2];
 
 template <class Traits>
-struct ForwardWarp {
+struct ForwardWarp : ConvWarp<Traits> {
   using T = typename Traits::T;
+  using Warp = ConvWarp<Traits>;
+  using Warp::a, Warp::block, Warp::first_output, Warp::fragment, Warp::lane, Warp::line_place, Warp::pair,
+      Warp::weights;
 
-  const ForwardBlock<Traits>& block;
   const ForwardArguments& arguments;
-  const RowWalk& a = block.a;
-  const int lane = block.thread % 32, first_output = block.first_output + block.thread / 32 * kWarpChannels;
-  uint32_t weights[Traits::kWords];
   float scale[2][2], shift[2][2];  // n-tile, column of the fragment
   const float least = arguments.activation == Activation::kRelu ? 0 : -INFINITY;
-  int fragment[2], pair[2];  // m-tile: bytes from a stage to the row that this lane gives to ldmatrix
-  const int line_place =     // and from a line buffer to that which it gives to stmatrix
-      lane % 16 * kPitch + 2 * (first_output - block.first_output) + 16 * (lane / 16);
   ShiftedSums sums[2][2];  // n-tile, column
   int count = 0;           // values in each of the sums
   unsigned valid = 0;      // bit 2 * m-tile + half: whether that position is an output
 
   __device__ __forceinline__ ForwardWarp(const ForwardBlock<Traits>& of, const ForwardArguments& all)
-      : block(of), arguments(all) {
-    load_weights();
-    locate_fragments();
+      : Warp(of, all.packed), arguments(all) {
     if (!Traits::kStats) load_epilogue();
 #pragma unroll
     for (int i = 0; i < 4; ++i) valid |= unsigned{block.is_position(8 * i + lane / 4)} << i;
-  }
-
-  __device__ __forceinline__ void load_weights() {
-    const bool any = first_output < a.group_count * a.groups.out;
-    const uint32_t* packed =
-        arguments.packed + (int64_t{first_output / kWarpChannels} * Traits::kWords * 32 + 2 * lane);
-#pragma unroll
-    for (int i = 0; i < Traits::kWords; i += 2) {
-      const uint2 two = any ? load_global<uint2>(packed + 32 * i) : uint2{0, 0};
-      weights[i] = two.x, weights[i + 1] = two.y;
-    }
-  }
-
-  __device__ __forceinline__ void locate_fragments() {
-    const int channel =
-        warp_first_input(a.groups, first_output, warp_inputs(Traits::kWidth)) - block.first_input;
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int position = 16 * tile + lane % 16;
-      const int place = (block.is_position(position) ? block.column_of(position) : 0) * kPitch + 2 * channel;
-      fragment[tile] = place + 16 * (lane / 16);
-      pair[tile] = place + lane / 16 * block.tap_offset(1);
-    }
   }
 
   // The channel of the tensor in column `i` of this lane's fragments of an n-tile, or -1.
@@ -138,7 +107,7 @@ struct ForwardWarp {
 
   // [2 * n-tile + half] of an m-tile's sums, each as finish(sum, n-tile, column) makes it.
   template <class Finish>
-  __device__ __forceinline__ void round(const float (&sums)[2][4], uint32_t (&words)[4],
+  __device__ __forceinline__ void round(const TileSums& sums, uint32_t (&words)[4],
                                         const Finish& finish) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -147,7 +116,7 @@ struct ForwardWarp {
     }
   }
 
-  __device__ __forceinline__ void finish(const float (&sums)[2][4], uint32_t (&words)[4]) const {
+  __device__ __forceinline__ void finish(const TileSums& sums, uint32_t (&words)[4]) const {
     const auto affine = [&](float sum, int tile, int i) {
       return fused(sum, scale[tile][i], shift[tile][i]);
     };
@@ -234,15 +203,18 @@ struct ForwardWarp {
 };
 
 template <class Traits>
-__global__ __launch_bounds__(kBlockThreads, Traits::kBlocksPerMultiprocessor) void grouped_conv2d_fwd_kernel(
-    const ForwardArguments arguments) {
-  const ForwardBlock<Traits> block(arguments);
+__global__ __launch_bounds__(
+    Traits::kThreads,
+    Traits::kBlocksPerMultiprocessor) void grouped_conv2d_fwd_kernel(const ForwardArguments arguments) {
+  using Block = ForwardBlock<Traits>;
+  const Block block(arguments);
+  const typename Block::Input input(block, arguments.input, shared_memory() + Block::kInputPlace);
   ForwardWarp<Traits> warp(block, arguments);
   Accumulators open[Traits::kOpen];
   sync_threads();
 #pragma unroll
   for (int row = 0; row < Traits::kStages - 1; ++row) {
-    if (row < block.input_rows) block.copy_row(arguments.x, row, block.stage(row));
+    if (row < block.input_rows) input.copy(row);
     cp_async_commit();
   }
   int finished = -1;  // the output row in a line buffer that is not stored yet
@@ -252,10 +224,10 @@ __global__ __launch_bounds__(kBlockThreads, Traits::kBlocksPerMultiprocessor) vo
       const int row = first + phase;
       if (row >= block.input_rows) break;
       cp_async_wait<Traits::kStages - 2>();
+      input.finish(row);
       // Behind it the row is there for all, its predecessor's stage is free, and the last line is written.
       sync_threads();
-      if (const int next = row + Traits::kStages - 1; next < block.input_rows)
-        block.copy_row(arguments.x, next, block.stage(next));
+      if (row + Traits::kStages - 1 < block.input_rows) input.copy(row + Traits::kStages - 1);
       cp_async_commit();
       if (finished >= 0) block.store_line(finished);
       // Tap row kh of this input row belongs to output row (row - kh) / stride, where that is whole.

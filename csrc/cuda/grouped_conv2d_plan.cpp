@@ -1,5 +1,7 @@
 #include "grouped_conv2d_plan.h"
 
+#include <utility>
+
 #include "plan_arithmetic.h"
 
 namespace rk::cuda {
@@ -14,7 +16,8 @@ constexpr int64_t kMostChannelBlocks = 65535, kMostDilation = 4;
 // With dilation too, so that one variant has the arithmetic of both.
 bool is_padded(const ConvProblem& p) {
   const int64_t in = p.in_per_group();
-  const bool dense = in == 1 || in == 2 || in == 4 || in == 8 || in == 16 || in == 32;
+  const bool dense =
+      (in == 1 || in == 2 || in == 4 || in == 8 || in == 16 || in == 32) && p.out_per_group() >= in;
   return !dense || p.dilation[0] != 1 || p.dilation[1] != 1;
 }
 
@@ -22,7 +25,9 @@ int padded_channels(int64_t channels) { return channels <= 8 ? 8 : channels <= 1
 
 GroupChannels group_channels(const ConvProblem& p) {
   const int in = static_cast<int>(p.in_per_group()), out = static_cast<int>(p.out_per_group());
-  return is_padded(p) ? GroupChannels{padded_channels(in), padded_channels(out)} : GroupChannels{in, out};
+  if (!is_padded(p)) return {in, out};
+  // No more inputs than outputs, so that a block's outputs read no more channels than are staged.
+  return {padded_channels(in), padded_channels(std::max(in, out))};
 }
 
 Width width_of(const GroupChannels& groups, bool padded) {
@@ -47,7 +52,8 @@ int most_positions(const ConvProblem& p) {
 // Bytes that one copy moves: the most, 16, 8 or 4, that divide a group's.
 int unit_of(const ConvProblem& p) {
   if (!is_padded(p)) return 16;
-  return p.in_per_group() % 8 == 0 ? 16 : p.in_per_group() % 4 == 0 ? 8 : 4;
+  const int64_t fewest = std::min(p.in_per_group(), p.out_per_group());
+  return fewest % 8 == 0 ? 16 : fewest % 4 == 0 ? 8 : 4;
 }
 
 int rows_of(int64_t rows, int64_t blocks_of_a_row) {
@@ -68,7 +74,37 @@ bool fits_shared_channels(const GroupChannels& groups, Width width) {
   return true;
 }
 
+// Sizes of dgrad's walk in one dimension: positions, each a pair of columns (or rows) of dx at stride 2, and
+// the padding before the first input that they read.
+struct DgradWalk {
+  int64_t positions, padding;
+
+  DgradWalk(int64_t size, int64_t stride, int64_t padding, int64_t dilation)
+      : positions(stride == 1 ? size : (size - first_of_pair(padding) + 1) / 2),
+        padding(stride == 1 ? 2 * dilation - padding : (1 - first_of_pair(padding) - padding) / 2) {}
+};
+
 }  // namespace
+
+ConvProblem dgrad_problem(const ConvProblem& p) {
+  ConvProblem q = p;
+  const DgradWalk down(p.h, p.stride[0], p.padding[0], p.dilation[0]);
+  const DgradWalk across(p.w, p.stride[1], p.padding[1], p.dilation[1]);
+  q.c_in = p.c_out, q.c_out = p.c_in;
+  q.h = p.oh, q.w = p.ow, q.oh = down.positions, q.ow = across.positions;
+  q.padding[0] = down.padding, q.padding[1] = across.padding;
+  q.stride[0] = q.stride[1] = 1;
+  std::swap(q.w_stride[1], q.w_stride[2]);
+  return q;
+}
+
+std::vector<std::string> dgrad_reasons(const ConvProblem& p) {
+  std::vector<std::string> reasons = forward_reasons(p);
+  if (!reasons.empty()) return reasons;
+  if (p.padding[0] > 2 * p.dilation[0] || p.padding[1] > 2 * p.dilation[1])
+    return {"takes padding of up to 2 * dilation"};
+  return forward_reasons(dgrad_problem(p));
+}
 
 std::vector<std::string> forward_reasons(const ConvProblem& p) {
   std::vector<std::string> reasons;
@@ -82,9 +118,9 @@ std::vector<std::string> forward_reasons(const ConvProblem& p) {
   refuse_unless(p.stride[0] == 1 || (p.dilation[0] == 1 && p.dilation[1] == 1), "takes dilation at stride 1");
   refuse_unless(p.padding[0] >= 0 && p.padding[1] >= 0, "takes padding of 0 and more");
   refuse_unless(in <= 32, "takes up to 32 channels a group");
-  refuse_unless(out % in == 0, "takes C_out that are a multiple of C_in");
+  refuse_unless(out % in == 0 || in % out == 0, "takes C_out that are a multiple of C_in, or C_in of C_out");
   if (is_padded(p))
-    refuse_unless(in % 2 == 0 && out <= 32,
+    refuse_unless(in % 2 == 0 && out % 2 == 0 && out <= 32,
                   "takes 1, 2, 4, 8, 16, 32 channels a group, or, as with dilation, even numbers up to 32");
   else
     refuse_unless(p.c_in % 8 == 0 && p.c_out % 8 == 0, "takes channels in multiples of 8 (16 bytes)");

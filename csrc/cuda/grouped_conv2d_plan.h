@@ -79,6 +79,16 @@ struct ForwardPlan {
 // Why the tensor-core kernel does not take p; empty where it does.
 std::vector<std::string> forward_reasons(const ConvProblem& p);
 
+// At stride 2 dgrad makes dx in pairs of columns, and of rows, the first of which a tap of its own reaches
+// and the other the two taps around: where the first pair begins.
+RK_HOST_DEVICE constexpr int64_t first_of_pair(int64_t padding) { return padding % 2 == 0 ? -1 : 0; }
+
+// dgrad as a convolution of dy: its forward problem at stride 1, and at stride 2 what it walks, dx in pairs.
+ConvProblem dgrad_problem(const ConvProblem& p);
+
+// Why dgrad does not take p.
+std::vector<std::string> dgrad_reasons(const ConvProblem& p);
+
 // For a p without reasons. A function of p alone: the tiles of the statistics follow from it.
 ForwardPlan plan_forward(const ConvProblem& p);
 

@@ -1,5 +1,5 @@
 #pragma once
-#include "grouped_conv2d_plan.h"
+#include "grouped_conv2d_prepack.h"
 #include "platform.h"
 
 namespace rk::cuda {
@@ -9,6 +9,7 @@ struct WeightView {
   const uint16_t* data;
   int in, out;  // channels of a group
   int64_t stride[5];
+  Taps taps;
 };
 
 // Word `word` of a lane's B fragments: the tap and, of the warp's inputs, the first of the two that it holds;
@@ -40,7 +41,7 @@ __device__ inline uint32_t weight_bits(const WeightView& w, const GroupChannels&
   const int group = output / groups.out, out = output % groups.out, in = input - group * groups.in;
   if (output >= channels || out >= w.out || in < 0 || in >= w.in) return 0;
   return load_global<uint16_t>(w.data + group * w.stride[0] + out * w.stride[1] + in * w.stride[2] +
-                               kh * w.stride[3] + kw * w.stride[4]);
+                               w.taps.kh[kh] * w.stride[3] + w.taps.kw[kw] * w.stride[4]);
 }
 
 // packed[warp's channels][pair of words][lane][2]: what each lane of the forward kernel keeps in registers.

@@ -28,6 +28,15 @@ void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const void* w, void
 void grouped_conv2d_stats(const ConvProblem& p, const void* x, const void* w, void* z,
                           const BatchStats& stats, void* workspace, const Queue& queue);
 
+// The same of grouped_conv2d_dgrad.
+std::vector<std::string> grouped_conv2d_dgrad_reasons(const ConvProblem& p);
+int64_t grouped_conv2d_dgrad_workspace(const ConvProblem& p);
+
+// The gradient of x for dy, that of the convolution's output or, where bn.z is not null, of what follows it:
+// then the output's own gradient goes to dz, if that is not null.
+void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const void* w, void* dx, const BnBackward& bn,
+                          void* dz, void* workspace, const Queue& queue);
+
 // Bytes that bn_stats wants at `workspace`, aligned to 256.
 int64_t bn_stats_workspace(const ImageProblem& p);
 

@@ -1,0 +1,7 @@
+#include "grouped_conv2d_dgrad_strided.cuh"
+
+namespace rk::cuda {
+
+template void launch_dgrad_strided<BFloat16>(const ForwardPlan&, const StridedDgradArguments&, void*);
+
+}  // namespace rk::cuda
