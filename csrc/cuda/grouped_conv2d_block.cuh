@@ -57,25 +57,22 @@ struct ForwardBlock : RowBlock<Traits> {
   unsigned char* const lines = stages + Rows::kRowsBytes;
   unsigned char* const position_table = lines + 2 * kLineBytes;
   UnitCopy out;
-  int out_place;  // bytes from a line to the first unit that this thread moves
-  char* target;   // and from where in pixel 0
 
-  __device__ __forceinline__ explicit ForwardBlock(const ForwardArguments& arguments)
-      : Rows(arguments.walk, static_cast<int>(block_index_x())) {
+  __device__ __forceinline__ explicit ForwardBlock(const RowWalk& walk)
+      : Rows(walk, static_cast<int>(block_index_x())) {
     out = unit_copy<Traits::kThreads, Traits::kPadded>(first_output, a.groups.out, a.true_groups.out,
                                                        kBlockChannels / a.groups.out, a.unit, a.c_out);
-    out_place = out.shared + out.first * kPitch;
-    target = static_cast<char*>(arguments.y) + out.global;
     this->fill_position_table(position_table, a.oh, a.out_pixel);
   }
 
   __device__ __forceinline__ unsigned char* line(int row) const { return lines + row % 2 * kLineBytes; }
 
   // Writes an output row from its line buffer.
-  __device__ __forceinline__ void store_line(int row) const {
+  __device__ __forceinline__ void store_line(void* y, int row) const {
     if (!out.any) return;
     const int before = (first_row + row * row_step) * a.ow * a.out_pixel;
-    const unsigned char* const from = line(row) + out_place;
+    const unsigned char* const from = line(row) + out.shared + out.first * kPitch;
+    char* const target = static_cast<char*>(y) + out.global;
     this->template for_pixels<kPositions>(out, [&](int i) {
       const int position = load_shared<int>(position_table + 4 * (out.first + i));
       if (position >= 0)

@@ -207,7 +207,7 @@ __global__ __launch_bounds__(
     Traits::kThreads,
     Traits::kBlocksPerMultiprocessor) void grouped_conv2d_fwd_kernel(const ForwardArguments arguments) {
   using Block = ForwardBlock<Traits>;
-  const Block block(arguments);
+  const Block block(arguments.walk);
   const typename Block::Input input(block, arguments.input, shared_memory() + Block::kInputPlace);
   ForwardWarp<Traits> warp(block, arguments);
   Accumulators open[Traits::kOpen];
@@ -229,7 +229,7 @@ __global__ __launch_bounds__(
       sync_threads();
       if (row + Traits::kStages - 1 < block.input_rows) input.copy(row + Traits::kStages - 1);
       cp_async_commit();
-      if (finished >= 0) block.store_line(finished);
+      if (finished >= 0) block.store_line(arguments.y, finished);
       // Tap row kh of this input row belongs to output row (row - kh) / stride, where that is whole.
       Accumulators* rows[3] = {};
 #pragma unroll
@@ -244,7 +244,7 @@ __global__ __launch_bounds__(
     }
   }
   sync_threads();
-  if (finished >= 0) block.store_line(finished);
+  if (finished >= 0) block.store_line(arguments.y, finished);
   if constexpr (Traits::kStats) warp.write_statistics();
 }
 
