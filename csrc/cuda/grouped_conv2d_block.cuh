@@ -31,7 +31,7 @@ struct ForwardTraits {
   static constexpr Width kWidth = kWidth_;
   static constexpr int kStride = kStride_, kTaps = 3, kThreads = kBlockThreads;
   static constexpr bool kPadded = kPadded_, kStats = kAround == Around::kStats,
-                        kPrologue = kAround == Around::kPrologue;
+                        kPrologue = kAround == Around::kPrologue, kHasEpilogue = kAround == Around::kNothing;
 
   static constexpr int kWords = weight_registers(kWidth), kSteps = warp_inputs(kWidth) / 16;
   static constexpr int kStages = staged_rows(kStride);

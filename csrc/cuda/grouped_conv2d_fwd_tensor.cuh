@@ -27,7 +27,7 @@ struct ForwardWarp : ConvWarp<Traits> {
 
   __device__ __forceinline__ ForwardWarp(const ForwardBlock<Traits>& of, const ForwardArguments& all)
       : Warp(of, all.packed), arguments(all) {
-    if (!Traits::kStats) load_epilogue();
+    if (Traits::kHasEpilogue) load_epilogue();
 #pragma unroll
     for (int i = 0; i < 4; ++i) valid |= unsigned{block.is_position(8 * i + lane / 4)} << i;
   }
@@ -120,7 +120,7 @@ struct ForwardWarp : ConvWarp<Traits> {
     const auto affine = [&](float sum, int tile, int i) {
       return fused(sum, scale[tile][i], shift[tile][i]);
     };
-    if constexpr (Traits::kStats) {
+    if constexpr (!Traits::kHasEpilogue) {
       round(sums, words, [](float sum, int, int) { return sum; });
     } else if (arguments.activation == Activation::kSilu) {
       round(sums, words, [&](float sum, int tile, int i) {

@@ -42,6 +42,8 @@ struct PrologueInput {
   const Rows& block;
   const InputArguments& a;
   unsigned char *const z_stages, *const vectors;
+  // Without an activation nothing is masked.
+  const float greatest_masked = a.bn.activation == Activation::kRelu ? 0 : -INFINITY;
   unsigned owned = 0;  // bit i: whether this block writes the dz of the column that is this thread's i-th
 
   __device__ __forceinline__ PrologueInput(const Rows& of, const InputArguments& arguments,
@@ -60,7 +62,7 @@ struct PrologueInput {
       const int channel = channel_of(block.first_input + i);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v)
-        store_shared(vectors + v * kVectorBytes + 4 * i,
+        store_shared(vectors + v * kVectorBytes + vector_place(i),
                      channel >= 0 ? load_global<float>(from[v] + channel) : 0);
     }
   }
@@ -103,6 +105,14 @@ struct PrologueInput {
   }
 
   __device__ __forceinline__ void finish(int row) const {
+    if (a.bn.activation == Activation::kSilu)
+      finish_as<true>(row);
+    else
+      finish_as<false>(row);
+  }
+
+  template <bool kSilu>
+  __device__ __forceinline__ void finish_as(int row) const {
     const int ih = block.image_row(row);
     if (!block.in.any || ih < 0 || ih >= block.a.h) return;
     const int before = ih * block.a.w * block.a.in_pixel;
@@ -114,44 +124,68 @@ struct PrologueInput {
       mine >>= 1;
       if (column < 0) return;
       const int place = block.in_place + i * kPitch;
-      make_unit(block.stage(row) + place, z_stage(row) + place);
+      make_unit<kSilu>(block.stage(row) + place, z_stage(row) + place);
       if (target && is_mine)
         block.store_unit(target + int64_t{column + before} * block.unit(), block.stage(row) + place);
     });
   }
 
+  // Where a vector's value of a channel lies: the quarters of 32 channels that a warp's threads read at once,
+  // four each, lie in a row.
+  __device__ __forceinline__ static int vector_place(int channel) {
+    return (channel % 8 / 4 * 8 + channel / 8) * 16 + channel % 4 * 4;
+  }
+
+  // V: the values of two or four channels.
+  template <class V>
+  __device__ __forceinline__ void load_vectors(int channel, V (&values)[kVectors]) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i)
+      values[i] = load_shared<V>(vectors + i * kVectorBytes + vector_place(channel));
+  }
+
+  template <bool kSilu>
   __device__ __forceinline__ void make_unit(unsigned char* dy, const unsigned char* z) const {
+    const int channel = block.in.shared / 2;
     if (!Traits::kPadded || block.a.unit == 16) {
       const uint4 g = load_shared<uint4>(dy), of = load_shared<uint4>(z);
-      store_shared(dy, uint4{make(g.x, of.x, 0), make(g.y, of.y, 1), make(g.z, of.z, 2), make(g.w, of.w, 3)});
+      float4 v[kVectors];
+      load_vectors(channel, v);
+      const uint32_t x = make<kSilu>(g.x, of.x, v, &float4::x, &float4::y);
+      const uint32_t y = make<kSilu>(g.y, of.y, v, &float4::z, &float4::w);
+      load_vectors(channel + 4, v);
+      store_shared(dy, uint4{x, y, make<kSilu>(g.z, of.z, v, &float4::x, &float4::y),
+                             make<kSilu>(g.w, of.w, v, &float4::z, &float4::w)});
     } else {
-      for (int i = 0; i < block.a.unit / 4; ++i)
-        store_shared(dy + 4 * i,
-                     make(load_shared<uint32_t>(dy + 4 * i), load_shared<uint32_t>(z + 4 * i), i));
+      for (int i = 0; i < block.a.unit / 4; ++i) {
+        float2 v[kVectors];
+        load_vectors(channel + 2 * i, v);
+        const auto g = load_shared<uint32_t>(dy + 4 * i), of = load_shared<uint32_t>(z + 4 * i);
+        store_shared(dy + 4 * i, make<kSilu>(g, of, v, &float2::x, &float2::y));
+      }
     }
   }
 
-  // Of the two channels in word `i` of this thread's unit.
-  __device__ __forceinline__ uint32_t make(uint32_t dy, uint32_t z_bits, int i) const {
-    float2 v[kVectors];
-#pragma unroll
-    for (int k = 0; k < kVectors; ++k)
-      v[k] = load_shared<float2>(vectors + k * kVectorBytes + 2 * block.in.shared + 8 * i);
+  // Of the two channels of a word, whose values are members of V.
+  template <bool kSilu, class V>
+  __device__ __forceinline__ uint32_t make(uint32_t dy, uint32_t z_bits, const V (&v)[kVectors],
+                                           float V::* low, float V::* high) const {
     const float2 g = unpack<T>(dy), z = unpack<T>(z_bits);
-    return pack<T>(dz(g.x, z.x, v[0].x, v[1].x, v[2].x, v[3].x, v[4].x),
-                   dz(g.y, z.y, v[0].y, v[1].y, v[2].y, v[3].y, v[4].y));
+    return pack<T>(dz<kSilu>(g.x, z.x, v[0].*low, v[1].*low, v[2].*low, v[3].*low, v[4].*low),
+                   dz<kSilu>(g.y, z.y, v[0].*high, v[1].*high, v[2].*high, v[3].*high, v[4].*high));
   }
 
-  __device__ __forceinline__ float dz(float g, float z, float scale, float shift, float by, float b,
+  template <bool kSilu>
+  __device__ __forceinline__ float dz(float g, float z, float scale, float shift, float of_g, float of_z,
                                       float c) const {
     const float pre = fused(scale, z, shift);
-    if (a.bn.activation == Activation::kSilu) {
+    if (kSilu) {
       const float sigmoid = quick_sigmoid(pre);
       g *= sigmoid * fused(pre, 1 - sigmoid, 1);
-    } else if (a.bn.activation == Activation::kRelu) {
-      g = pre <= 0 ? 0 : g;
+    } else {
+      g = pre <= greatest_masked ? 0 : g;
     }
-    return fused(by, g, fused(b, z, c));
+    return fused(of_g, g, fused(of_z, z, c));
   }
 
  private:

@@ -26,6 +26,9 @@ inline void configure(const Mode& mode = {}) { machine.configure(mode); }
 // Of the last launch.
 inline const Counters& counters() { return machine.counters(); }
 
+// Of all launches since the last call.
+inline std::vector<Counters> take_launches() { return machine.take_launches(); }
+
 // With any region, kernels may touch no other memory.
 inline void add_region(const void* begin, int64_t bytes, bool writable) {
   machine.global().add_region(begin, bytes, writable);

@@ -10,6 +10,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emulation_fibers.h"
@@ -78,6 +79,7 @@ class Machine {
     check_alignment(name, address, alignment, site);
     const std::string error = store ? global_.store(address, bytes) : global_.load(address, bytes);
     if (!error.empty()) fail(name, error, thread_, site);
+    if (!store) counters_.bytes_read_first += global_.first_reads(address, bytes);
   }
 
   void issue_copy(void* shared, const void* global, int bytes, bool valid, const Site& site) {
@@ -144,6 +146,7 @@ class Machine {
   // For the host.
   void configure(const Mode& mode) { mode_ = mode; }
   const Counters& counters() const { return counters_; }
+  std::vector<Counters> take_launches() { return std::exchange(launches_, {}); }
   GlobalMemory& global() { return global_; }
 
   void launch(const Grid& grid, const std::function<void()>& kernel) {
@@ -161,6 +164,7 @@ class Machine {
     arrange(blocks, mode_.block_order);
     for (const uint32_t block : blocks) run_block(block);
     shared_.free();
+    launches_.push_back(counters_);
   }
 
  private:
@@ -356,6 +360,7 @@ class Machine {
   std::mutex mutex_;
   Mode mode_;
   Counters counters_;
+  std::vector<Counters> launches_;
   Grid grid_{};
   const std::function<void()>* kernel_ = nullptr;
   std::mt19937 random_;

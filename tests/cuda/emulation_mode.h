@@ -25,7 +25,8 @@ struct Mode {
 
 struct Counters {
   int64_t bytes_loaded = 0, bytes_copied = 0, bytes_stored = 0;  // of global memory; copied: by cp.async
-  int64_t barriers = 0, mmas = 0;                                // of blocks, of warps
+  int64_t bytes_read_first = 0;    // of those loaded and copied each once, where regions are named
+  int64_t barriers = 0, mmas = 0;  // of blocks, of warps
   // What ldmatrix and stmatrix need where no rows meet in a bank, and what they take.
   int64_t matrix_phases = 0, matrix_cycles = 0;
   int64_t switches = 0;
