@@ -4,6 +4,7 @@ from pathlib import Path
 import emulated
 import pytest
 import torch
+from filelock import FileLock
 
 import resnext_kernels as rk
 from resnext_kernels import _native, tables
@@ -35,8 +36,13 @@ def swap_backend(request):
 def emulated_module(tmp_path_factory):
     if reason := emulated.why_not():
         pytest.skip(reason)
-    built = os.environ.get("RESNEXT_KERNELS_EMULATED")
-    return emulated.load(Path(built) if built else emulated.build(tmp_path_factory.mktemp("emulated")))
+    if built := os.environ.get("RESNEXT_KERNELS_EMULATED"):
+        return emulated.load(Path(built))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes: the first one builds it
+    with FileLock(folder / "emulated.lock"):
+        return emulated.load(emulated.build(folder / "emulated"))
 
 
 @pytest.fixture
