@@ -90,3 +90,17 @@ def test_case_rows(emulated_cuda, request, capsys):
     with capsys.disabled():
         print(f"\nCUDA forward takes {len(taken)} of {len(rows)} rows of grouped_3x3.csv")
     assert len(taken) > 100
+
+
+@pytest.mark.parametrize(
+    ("built", "runs", "refuses"),
+    [
+        ("80-real 90", [(8, 0), (8, 9), (9, 0), (12, 0)], [(7, 5)]),
+        ("86-real", [(8, 6), (8, 9)], [(8, 0), (9, 0)]),
+        ("90a", [(9, 0)], [(8, 9)]),
+        ("80-virtual", [(8, 0), (10, 0)], [(7, 5)]),
+    ],
+)
+def test_which_devices_a_build_is_for(built, runs, refuses):
+    for capability in runs + refuses:
+        assert any(cuda._runs_on(capability, each) for each in built.split()) == (capability in runs)

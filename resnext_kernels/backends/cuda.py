@@ -16,7 +16,24 @@ _ALIGNMENT = 16
 def missing():
     if _native.cuda_missing:
         return _native.cuda_missing
-    return None if torch.cuda.is_available() else "no CUDA device that torch can use"
+    if not torch.cuda.is_available():
+        return "no CUDA device that torch can use"
+    built, capability = _native._cuda.build_info()["architectures"], torch.cuda.get_device_capability()
+    if any(_runs_on(capability, each) for each in built.split()):
+        return None
+    return (
+        f"its kernels were built for {built}, {torch.cuda.get_device_name()} has compute capability "
+        f"{capability[0]}.{capability[1]}: build with RESNEXT_KERNELS_CUDA_ARCHITECTURES={''.join(map(str, capability))}"
+        " (80 or newer)"
+    )
+
+
+def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
+    """Whether code for `architecture`, as CMake names it, runs: machine code on its major version, PTX on all later."""
+    number, _, kind = architecture.partition("-")
+    major, minor = divmod(int(number.rstrip("af")), 10)
+    is_machine_code = kind != "virtual" and capability[0] == major and capability[1] >= minor
+    return is_machine_code or (kind != "real" and capability >= (major, minor))
 
 
 def measured() -> bool:
