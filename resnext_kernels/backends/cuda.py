@@ -21,10 +21,10 @@ def missing():
     built, capability = _native._cuda.build_info()["architectures"], torch.cuda.get_device_capability()
     if any(_runs_on(capability, each) for each in built.split()):
         return None
+    own = "".join(map(str, capability))
     return (
-        f"its kernels were built for {built}, {torch.cuda.get_device_name()} has compute capability "
-        f"{capability[0]}.{capability[1]}: build with RESNEXT_KERNELS_CUDA_ARCHITECTURES={''.join(map(str, capability))}"
-        " (80 or newer)"
+        f"built for {built}, while {torch.cuda.get_device_name()} is of {own}: from 80 on, build with "
+        f"RESNEXT_KERNELS_CUDA_ARCHITECTURES={own}"
     )
 
 
