@@ -170,9 +170,9 @@ struct RowBlock {
       for (int i = 0; copy.first + i < kCount; i += copy.step) body(i);
     } else {
       constexpr int kStep = kThreads / 8;
-      static_assert(kCount % kStep == 0);
 #pragma unroll
-      for (int i = 0; i < kCount; i += kStep) body(i);
+      for (int i = 0; i < kCount; i += kStep)
+        if (i + kStep <= kCount || copy.first + i < kCount) body(i);
     }
   }
 
