@@ -80,7 +80,7 @@ py::dict forward_plan(const rk::ConvProblem& p) {
 py::dict wgrad_plan(const rk::ConvProblem& p) {
   const auto plan = rk::cuda::plan_wgrad(p);
   py::dict result;
-  result["grid"] = py::make_tuple(plan.splits, plan.walk.channel_blocks);
+  result["grid"] = py::make_tuple(plan.splits(), plan.walk.channel_blocks);
   result["threads"] = rk::cuda::wgrad_threads(plan.walk.width);
   result["shared_bytes"] = rk::cuda::wgrad_shared_bytes(static_cast<int>(p.stride[0]));
   result["positions"] = plan.walk.positions;

@@ -9,8 +9,7 @@ struct WgradArguments {
   const void *x, *dz;
   float* partials;  // [split][output][input of the group][3][3]
   RowWalk walk;
-  int64_t tiles;
-  int splits;
+  int tiles, block_tiles;
 };
 
 // Runs the variant that the plan asks for.
@@ -30,36 +29,33 @@ struct WgradTraits {
   // Rows of dz in registers, and the rows of x after which these have taken all turns.
   static constexpr int kOpen = kStride == 1 ? 3 : 2, kPeriod = kOpen * kStride;
   // What registers allow without spilling.
-  static constexpr int kBlocksPerMultiprocessor = kHalves == 1 ? 3 : 1;
+  static constexpr int kBlocksPerMultiprocessor = kHalves == 1 ? 3 : kPadded ? 1 : 2;
 };
 
 template <class Traits>
 struct WgradBlock : RowBlock<Traits> {
   using Rows = RowBlock<Traits>;
-  using Rows::a, Rows::first_output, Rows::first_row, Rows::row_step, Rows::rows, Rows::stages;
+  using Rows::a, Rows::first_output, Rows::first_row, Rows::row_step, Rows::stages;
   static constexpr int kStride = Traits::kStride;
-  static constexpr int kSharedBytes = Rows::kRowsBytes + Traits::kLines * kLineBytes + 4 * kPositions;
+  static constexpr int kSharedBytes = Rows::kRowsBytes + Traits::kLines * kLineBytes + 2 * 4 * kPositions;
 
   static_assert(kSharedBytes == wgrad_shared_bytes(kStride));
 
   const WgradArguments& arguments;
   unsigned char* const lines = stages + Rows::kRowsBytes;
   unsigned char* const position_table = lines + Traits::kLines * kLineBytes;
+  unsigned char* const beside_table = position_table + 4 * kPositions;
   UnitCopy out;
-  int out_place;       // bytes from a line to the first unit that this thread moves
-  const char* source;  // and from where in pixel 0
+  int out_place;  // bytes from a line to the first unit that this thread moves
 
   __device__ __forceinline__ WgradBlock(const WgradArguments& all, int tile)
       : Rows(all.walk, tile), arguments(all) {
     out = unit_copy<Traits::kThreads, Traits::kPadded>(first_output, a.groups.out, a.true_groups.out,
                                                        kBlockChannels / a.groups.out, a.unit, a.c_out);
     out_place = out.shared + out.first * kPitch;
-    source = static_cast<const char*>(arguments.dz) + out.global;
     this->fill_position_table(position_table, a.oh, a.out_pixel);
-  }
-
-  // What nothing is copied to is read, for results that are not written.
-  __device__ __forceinline__ void clear_lines() const {
+    fill_beside_table();
+    // What nothing is copied to is read, for results that are not written.
     if (Traits::kPadded || first_output + kBlockChannels > a.c_out)
       this->clear(lines, Traits::kLines * kLineBytes);
   }
@@ -72,6 +68,7 @@ struct WgradBlock : RowBlock<Traits> {
   __device__ __forceinline__ void copy_line(int row) const {
     if (!out.any) return;
     const int before = (first_row + row * row_step) * a.ow * a.out_pixel;
+    const char* const source = static_cast<const char*>(arguments.dz) + out.global;
     unsigned char* const to = line(row) + out_place;
     this->template for_pixels<kPositions>(out, [&](int i) {
       const int position = load_shared<int>(position_table + 4 * (out.first + i));
@@ -79,25 +76,34 @@ struct WgradBlock : RowBlock<Traits> {
     });
   }
 
-  // Of an input row and, where it is the first that reads it, the row of dz.
+  // Whether the row of dz that an input row is the first to meet, at stride 2 every other one, is one of the
+  // tile. That its number is below `rows` would be another register.
+  __device__ __forceinline__ bool begins_line(int input_row) const {
+    return input_row < this->input_rows + kStride - 3;
+  }
+
+  // Queues this thread's copies of an input row and of the row of dz that it begins.
   __device__ __forceinline__ void copy(int input_row) const {
     if (input_row >= this->input_rows) return;
     this->copy_row(arguments.x, input_row, this->stage(input_row));
-    if (input_row % kStride == 0 && input_row / kStride < rows) copy_line(input_row / kStride);
+    if (input_row % kStride == 0 && begins_line(input_row)) copy_line(input_row / kStride);
   }
 
-  // The column whose values a place of dz meets: its own, or zeros where it is none. A position behind the
-  // last image is of one that is staged as zeros.
-  __device__ __forceinline__ int column_beside(int position) const {
-    const int last = a.positions - 1;
-    return position <= last ? this->column_of(position) : this->column_of(last) + this->frame() + 1;
+  // Bytes from a stage to the column that a place of dz meets: its own, or zeros where it is none. Of a
+  // position behind the last image its own is staged as zeros too.
+  __device__ __forceinline__ void fill_beside_table() const {
+    const int position = this->thread, last = a.positions - 1;
+    if (position >= kPositions) return;
+    const int column =
+        position <= last ? this->column_of(position) : this->column_of(last) + this->frame() + 1;
+    store_shared(beside_table + 4 * position, column * kPitch);
   }
 
   // Whether tap row kh of an input row meets a row of dz. A product with a row that is none, or of padding,
   // is left out: zero times what is not finite would be NaN.
   __device__ __forceinline__ bool meets(int input_row, int kh) const {
     const int ih = this->image_row(input_row);
-    return input_row >= kh && input_row - kh < kStride * rows && ih >= 0 && ih < a.h;
+    return input_row >= kh && begins_line(input_row - kh) && ih >= 0 && ih < a.h;
   }
 };
 

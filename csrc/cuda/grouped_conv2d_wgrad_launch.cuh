@@ -6,7 +6,7 @@ namespace rk::cuda {
 
 template <class Traits>
 void run(const WgradPlan& plan, const WgradArguments& arguments, void* stream) {
-  const Grid grid{static_cast<unsigned>(plan.splits), static_cast<unsigned>(plan.walk.channel_blocks),
+  const Grid grid{static_cast<unsigned>(plan.splits()), static_cast<unsigned>(plan.walk.channel_blocks),
                   Traits::kThreads, WgradBlock<Traits>::kSharedBytes};
   launch<grouped_conv2d_wgrad_kernel<Traits>>(grid, stream, arguments);
 }

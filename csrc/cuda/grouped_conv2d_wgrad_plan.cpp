@@ -45,12 +45,13 @@ class Model {
     return std::max<int64_t>({1, tensor_bytes_ / 10 / partial_bytes_, kBusyBlocks / 2 / blocks_});
   }
 
-  double time(int64_t rows, int64_t parts, int64_t splits) const {
+  double time(int64_t rows, int64_t parts, int64_t block_tiles) const {
     const int64_t tiles = columns_ * parts, tile = (stride_ + 1) * rows + 2 + kTileStart;
-    const double longest = static_cast<double>(ceil_div(tiles, splits) * tile);
+    const double longest = static_cast<double>(block_tiles * tile);
     const double all = static_cast<double>(tiles * blocks_ * tile) / kBusyBlocks;
     // They are written and read.
-    const double partials = 2.0 * splits * partial_bytes_ / (2 * kPositions * kBlockChannels * kBusyBlocks);
+    const double partials =
+        2.0 * ceil_div(tiles, block_tiles) * partial_bytes_ / (2 * kPositions * kBlockChannels * kBusyBlocks);
     return std::max(longest, all) + partials;
   }
 
@@ -75,11 +76,11 @@ WgradPlan plan_wgrad(const ConvProblem& p) {
        ++parts) {
     const int64_t rows = ceil_div(all_rows, parts), tiles = walk.column_blocks * phases * parts;
     if (ceil_div(all_rows, rows) != parts) continue;
-    for (int64_t of_block = 1; of_block <= most_rows / rows; of_block *= 2) {
-      const int64_t splits = ceil_div(tiles, of_block);
-      const std::pair cost(std::max(splits, model.most_splits()), model.time(rows, parts, splits));
-      if (plan.splits && cost >= best) continue;
-      best = cost, plan.splits = static_cast<int>(splits);
+    for (int64_t block_tiles = 1; block_tiles <= most_rows / rows; block_tiles *= 2) {
+      const int64_t splits = ceil_div(tiles, block_tiles);
+      const std::pair cost(std::max(splits, model.most_splits()), model.time(rows, parts, block_tiles));
+      if (plan.block_tiles && cost >= best) continue;
+      best = cost, plan.block_tiles = static_cast<int>(block_tiles);
       walk.rows = static_cast<int>(rows), walk.row_blocks = static_cast<int>(phases * parts);
     }
   }

@@ -14,14 +14,17 @@ RK_HOST_DEVICE constexpr int wgrad_threads(Width width) {
 RK_HOST_DEVICE constexpr int wgrad_lines(int stride) { return stride == 1 ? staged_rows(stride) : 2; }
 RK_HOST_DEVICE constexpr int wgrad_shared_bytes(int stride) {
   return staged_rows(stride) * stage_bytes(stride) + wgrad_lines(stride) * kLineBytes +
-         4 * (stride * staged_columns(stride) + kPositions);
+         4 * (stride * staged_columns(stride) + 2 * kPositions);
 }
 
 struct WgradPlan {
   ForwardPlan walk;  // its rows and positions are those of a tile
-  // The tiles, column by column and in it downwards, are cut in as many ranges of even length; a block sums
-  // a range.
-  int splits;
+  // A block sums consecutive tiles, which go down a column of them after the other.
+  int block_tiles;
+
+  int splits() const {
+    return walk.tiles() ? static_cast<int>((walk.tiles() + block_tiles - 1) / block_tiles) : 0;
+  }
 
   // Floats: [split][output][input of the group][3][3].
   static int64_t partials(const ConvProblem& p) { return 9 * p.c_out * p.in_per_group(); }

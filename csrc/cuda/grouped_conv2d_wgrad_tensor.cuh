@@ -15,32 +15,41 @@ struct WgradWarp {
 
   const WgradArguments& arguments;
   const RowWalk& a = arguments.walk;
-  const int lane = static_cast<int>(thread_index()) % 32, warp = static_cast<int>(thread_index()) / 32;
-  const int slice = warp / Traits::kHalves * kWarpChannels;  // the first of the block's outputs
-  const int first_output = static_cast<int>(block_index_y()) * kBlockChannels + slice;
-  const int first_input = warp_first_input(a.groups, first_output, warp_inputs(Traits::kWidth)) +
-                          warp % Traits::kHalves * kWarpInputs;
   float sums[3][3][2][4];            // kh, kw, n-tile, fragment
   uint32_t dz[Traits::kOpen][2][4];  // row, 16 positions
   int fragment[2];                   // 16 positions: bytes from a stage to the row that this lane gives
-  const int line_place =             // and from a line
-      (lane % 8 + lane / 16 * 8) * kPitch + 2 * slice + lane / 8 % 2 * 16;
 
   __device__ __forceinline__ explicit WgradWarp(const WgradArguments& all) : arguments(all) {
 #pragma unroll
     for (int i = 0; i < 72; ++i) sums[i / 24][i / 8 % 3][i / 4 % 2][i % 4] = 0;
   }
 
+  // Of all these, registers are left for none that lasts.
+  static __device__ __forceinline__ int lane() { return static_cast<int>(thread_index()) % 32; }
+  static __device__ __forceinline__ int warp() { return static_cast<int>(thread_index()) / 32; }
+  // The first of the block's outputs, of all outputs and of all inputs that the warp has.
+  static __device__ __forceinline__ int slice() { return warp() / Traits::kHalves * kWarpChannels; }
+  static __device__ __forceinline__ int first_output() {
+    return static_cast<int>(block_index_y()) * kBlockChannels + slice();
+  }
+  __device__ __forceinline__ int first_input() const {
+    return warp_first_input(a.groups, first_output(), warp_inputs(Traits::kWidth)) +
+           warp() % Traits::kHalves * kWarpInputs;
+  }
+
+  // Behind the barrier that the block's tables need.
   __device__ __forceinline__ void begin_tile(const WgradBlock<Traits>& block) {
 #pragma unroll
     for (int step = 0; step < 2; ++step)
-      fragment[step] = block.column_beside(16 * step + lane % 16) * kPitch +
-                       2 * (first_input - block.first_input) + lane / 16 * 16;
+      fragment[step] = load_shared<int>(block.beside_table + 4 * (16 * step + lane() % 16)) +
+                       2 * (first_input() - block.first_input) + lane() / 16 * 16;
   }
 
   __device__ __forceinline__ void load_dz(uint32_t (&row)[2][4], const unsigned char* line) const {
+    const int pixel = lane() % 8 + lane() / 16 * 8, channel = slice() + lane() / 8 % 2 * 8;
 #pragma unroll
-    for (int step = 0; step < 2; ++step) ldmatrix_x4_trans(row[step], line + line_place + 16 * step * kPitch);
+    for (int step = 0; step < 2; ++step)
+      ldmatrix_x4_trans(row[step], line + (16 * step + pixel) * kPitch + 2 * channel);
   }
 
   // Adds what an input row and the row of dz of each tap row kFirst, kFirst + kStride ... make.
@@ -48,18 +57,21 @@ struct WgradWarp {
   __device__ __forceinline__ void multiply(const WgradBlock<Traits>& block, int input_row,
                                            const uint32_t (*const (&rows)[3])[2][4]) {
     const unsigned char* const stage = block.stage(input_row);
+    bool meets[3];
 #pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      uint32_t x[3][4];
+    for (int kh = kFirst; kh < 3; kh += kStride) meets[kh] = block.meets(input_row, kh);
 #pragma unroll
-      for (int kw = 0; kw < 3; ++kw) ldmatrix_x4_trans(x[kw], stage + fragment[step] + block.tap_offset(kw));
+    for (int i = 0; i < 6; ++i) {
+      const int step = i / 3, kw = i % 3;
+      uint32_t x[4];
+      ldmatrix_x4_trans(x, stage + fragment[step] + block.tap_offset(kw));
 #pragma unroll
       for (int kh = kFirst; kh < 3; kh += kStride) {
-        if (!block.meets(input_row, kh)) continue;
+        if (!meets[kh]) continue;
 #pragma unroll
-        for (int i = 0; i < 6; ++i) {
-          float (&sum)[4] = sums[kh][i / 2][i % 2];
-          mma_m16n8k16<T>(sum, (*rows[kh])[step], x[i / 2][2 * (i % 2)], x[i / 2][2 * (i % 2) + 1], sum);
+        for (int n = 0; n < 2; ++n) {
+          float (&sum)[4] = sums[kh][kw][n];
+          mma_m16n8k16<T>(sum, (*rows[kh])[step], x[2 * n], x[2 * n + 1], sum);
         }
       }
     }
@@ -72,7 +84,7 @@ struct WgradWarp {
 #pragma unroll
     for (int kh = kPhase % kStride; kh < 3; kh += kStride)
       rows[kh] = &dz[(kPhase - kh + Traits::kPeriod) / kStride % Traits::kOpen];
-    if (kPhase % kStride == 0 && input_row / kStride < block.rows)
+    if (kPhase % kStride == 0 && block.begins_line(input_row))
       load_dz(dz[kPhase / kStride], block.line(input_row / kStride));
     multiply<kPhase % kStride>(block, input_row, rows);
   }
@@ -88,34 +100,35 @@ struct WgradWarp {
   __device__ __forceinline__ void write_output(int output, const unsigned char* taps) const {
     const int channel = channel_of(output), group_input = output / a.groups.out * a.groups.in;
     if (channel < 0) return;
-    const int first = group_input > first_input ? group_input : first_input;
-    const int group_end = group_input + a.true_groups.in, end = first_input + kWarpInputs;
+    const int begin = first_input(), first = group_input > begin ? group_input : begin;
+    const int group_end = group_input + a.true_groups.in, end = begin + kWarpInputs;
     const int count = 9 * ((group_end < end ? group_end : end) - first);
     float* const to =
         arguments.partials +
         9 * ((int64_t{block_index_x()} * a.c_out + channel) * a.true_groups.in + first - group_input);
-    const unsigned char* const from = taps + 4 * 9 * (first - first_input);
-    for (int i = lane; i < count; i += 32) store_global(to + i, load_shared<float>(from + 4 * i));
+    const unsigned char* const from = taps + 4 * 9 * (first - begin);
+    for (int i = lane(); i < count; i += 32) store_global(to + i, load_shared<float>(from + 4 * i));
   }
 
   // Through shared memory, 8 outputs at a time, so that neighbours are written by neighbours.
   __device__ __forceinline__ void write_partials() const {
     constexpr int kOutputBytes = 4 * 9 * kWarpInputs;
     static_assert(Traits::kThreads / 32 * 8 * kOutputBytes <= WgradBlock<Traits>::kSharedBytes);
-    unsigned char* const own = shared_memory() + warp * 8 * kOutputBytes;
+    unsigned char* const own = shared_memory() + warp() * 8 * kOutputBytes;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sync_threads();
 #pragma unroll
       for (int i = 0; i < 36; ++i) {
         const int tap = i / 4, tile = i / 2 % 2, column = i % 2;
-        const int input = 8 * tile + 2 * (lane % 4) + column;
-        store_shared(own + lane / 4 * kOutputBytes + 4 * (9 * input + tap),
+        const int input = 8 * tile + 2 * (lane() % 4) + column;
+        store_shared(own + lane() / 4 * kOutputBytes + 4 * (9 * input + tap),
                      sums[tap / 3][tap % 3][tile][2 * half + column]);
       }
       sync_threads();
 #pragma unroll 1
-      for (int row = 0; row < 8; ++row) write_output(first_output + 8 * half + row, own + row * kOutputBytes);
+      for (int row = 0; row < 8; ++row)
+        write_output(first_output() + 8 * half + row, own + row * kOutputBytes);
     }
   }
 };
@@ -152,14 +165,11 @@ __global__ __launch_bounds__(
     Traits::kThreads,
     Traits::kBlocksPerMultiprocessor) void grouped_conv2d_wgrad_kernel(const WgradArguments arguments) {
   WgradWarp<Traits> warp(arguments);
-  const int64_t split = block_index_x();
-  const int begin = static_cast<int>(split * arguments.tiles / arguments.splits);
-  const int end = static_cast<int>((split + 1) * arguments.tiles / arguments.splits);
-  for (int tile = begin; tile < end; ++tile) {
+  const int begin = static_cast<int>(block_index_x()) * arguments.block_tiles;
+  for (int tile = begin; tile < begin + arguments.block_tiles && tile < arguments.tiles; ++tile) {
     const WgradBlock<Traits> block(arguments, tile);
-    if (tile == begin) block.clear_lines();
-    warp.begin_tile(block);
     sync_threads();
+    warp.begin_tile(block);
     walk_tile(block, warp);
     // The next tile's tables and copies may overwrite what is read until here.
     sync_threads();

@@ -25,6 +25,8 @@ inline void configure(const Mode& mode = {}) { machine.configure(mode); }
 
 // Of the last launch.
 inline const Counters& counters() { return machine.counters(); }
+// Of the one before it.
+inline const Counters& counters_before() { return machine.counters_before(); }
 
 // With any region, kernels may touch no other memory.
 inline void add_region(const void* begin, int64_t bytes, bool writable) {

@@ -16,9 +16,8 @@ inline Order order_of(const std::string& name) {
   throw std::invalid_argument("order: expected forward, reverse or random, got " + name);
 }
 
-inline pybind11::dict counters_dict() {
+inline pybind11::dict counters_dict(const Counters& c) {
   using namespace pybind11::literals;
-  const Counters& c = counters();
   return pybind11::dict("bytes_loaded"_a = c.bytes_loaded, "bytes_copied"_a = c.bytes_copied,
                         "bytes_stored"_a = c.bytes_stored, "barriers"_a = c.barriers, "mmas"_a = c.mmas,
                         "matrix_phases"_a = c.matrix_phases, "matrix_cycles"_a = c.matrix_cycles,
@@ -35,7 +34,8 @@ inline void bind(pybind11::module_& m) {
       },
       "lazy_copies"_a = false, "warp_order"_a = "forward", "block_order"_a = "forward", "truncate"_a = false,
       "seed"_a = 0);
-  m.def("counters", &counters_dict);
+  m.def("counters", [] { return counters_dict(counters()); });
+  m.def("counters_before", [] { return counters_dict(counters_before()); });
   m.def(
       "add_region",
       [](uintptr_t begin, int64_t bytes, bool writable) {

@@ -144,13 +144,14 @@ class Machine {
   // For the host.
   void configure(const Mode& mode) { mode_ = mode; }
   const Counters& counters() const { return counters_; }
+  const Counters& counters_before() const { return counters_before_; }
   GlobalMemory& global() { return global_; }
 
   void launch(const Grid& grid, const std::function<void()>& kernel) {
     const std::lock_guard<std::mutex> lock(mutex_);
     check(grid);
     grid_ = grid, kernel_ = &kernel;
-    counters_ = {};
+    counters_before_ = counters_, counters_ = {};
     random_.seed(mode_.seed);
     global_.begin_launch();
     shadow_.reset(grid.shared_bytes);
@@ -355,7 +356,7 @@ class Machine {
 
   std::mutex mutex_;
   Mode mode_;
-  Counters counters_;
+  Counters counters_, counters_before_;
   Grid grid_{};
   const std::function<void()>* kernel_ = nullptr;
   std::mt19937 random_;
