@@ -5,6 +5,7 @@
 #include "emulation_bindings.h"
 #endif
 #include "grouped_conv2d_plan.h"
+#include "grouped_conv2d_wgrad_tensor.h"
 #include "kernels.h"
 #include "problem_bindings.h"
 
@@ -58,6 +59,14 @@ void affine_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t scale, uintptr
                        static_cast<rk::Activation>(activation), queue(device, stream));
 }
 
+void grouped_conv2d_wgrad_tensor(const rk::ConvProblem& p, uintptr_t x, uintptr_t dz, uintptr_t dw,
+                                 uintptr_t workspace, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  const rk::cuda::DeviceGuard guard(device);
+  rk::cuda::grouped_conv2d_wgrad_tensor(p, pointer<const void>(x), pointer<const void>(dz), pointer<void>(dw),
+                                        pointer<void>(workspace), pointer<void>(stream));
+}
+
 // The launch of the tensor-core kernel, for tests and for the curious.
 py::dict forward_plan(const rk::ConvProblem& p) {
   const auto plan = rk::cuda::plan_forward(p);
@@ -78,6 +87,20 @@ py::dict forward_plan(const rk::ConvProblem& p) {
   return result;
 }
 
+py::dict wgrad_plan(const rk::ConvProblem& p) {
+  const auto plan = rk::cuda::plan_wgrad(p);
+  py::dict result;
+  result["grid"] = py::make_tuple(plan.splits(), plan.walk.channel_blocks);
+  result["threads"] = rk::cuda::wgrad_threads(plan.walk.width);
+  result["shared_bytes"] = rk::cuda::wgrad_shared_bytes(static_cast<int>(p.stride[0]));
+  result["positions"] = plan.walk.positions;
+  result["rows"] = plan.walk.rows;
+  result["row_blocks"] = plan.walk.row_blocks;
+  result["tiles"] = plan.walk.tiles();
+  result["workspace"] = rk::cuda::grouped_conv2d_wgrad_tensor_workspace(p);
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(RK_MODULE, m) {
@@ -92,7 +115,10 @@ PYBIND11_MODULE(RK_MODULE, m) {
       .def("grouped_conv2d_stats", &grouped_conv2d_stats)
       .def("dgrad_reasons", &rk::cuda::grouped_conv2d_dgrad_reasons)
       .def("dgrad_workspace", &rk::cuda::grouped_conv2d_dgrad_workspace)
-      .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad);
+      .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
+      .def("wgrad_plan", &wgrad_plan)
+      .def("grouped_conv2d_wgrad_tensor_workspace", &rk::cuda::grouped_conv2d_wgrad_tensor_workspace)
+      .def("grouped_conv2d_wgrad_tensor", &grouped_conv2d_wgrad_tensor);
   py::class_<rk::ImageProblem>(m, "ImageProblem", py::module_local())
       .def(py::init(&rk::image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats_workspace", &rk::cuda::bn_stats_workspace)

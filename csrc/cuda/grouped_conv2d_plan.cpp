@@ -38,9 +38,6 @@ Width width_of(const GroupChannels& groups, bool padded) {
   return Width::kOneStep;
 }
 
-// Columns between the last of an image and the first of the next, which the taps of both read.
-int64_t frame(const ConvProblem& p) { return p.stride[1] == 1 ? 2 * p.dilation[1] : 1; }
-
 // How many consecutive outputs of a row need no more columns than are staged, whatever images they cross.
 int most_positions(const ConvProblem& p) {
   const int64_t ow = std::max<int64_t>(p.ow, 1), columns = staged_columns(static_cast<int>(p.stride[1]));
@@ -85,6 +82,8 @@ struct DgradWalk {
 };
 
 }  // namespace
+
+int64_t frame(const ConvProblem& p) { return p.stride[1] == 1 ? 2 * p.dilation[1] : 1; }
 
 ConvProblem dgrad_problem(const ConvProblem& p) {
   ConvProblem q = p;

@@ -76,6 +76,9 @@ struct ForwardPlan {
   int64_t tiles() const { return int64_t{column_blocks} * row_blocks; }
 };
 
+// Columns between the last of an image and the first of the next, which the taps of both read.
+int64_t frame(const ConvProblem& p);
+
 // Why the tensor-core kernel does not take p; empty where it does.
 std::vector<std::string> forward_reasons(const ConvProblem& p);
 

@@ -137,13 +137,19 @@ struct RowBlock {
 
   __device__ __forceinline__ void fill_column_table() const {
     const int last = column_of(a.positions - 1) + frame();
-    for (int i = thread; i < kColumns; i += kThreads) {
+    const auto fill = [&](int i) {
       const int plane = i / staged_columns(kStride), place = i % staged_columns(kStride);
       int column = place;
       const int image = first_image + images_before(column, frame());
       const int iw = kStride * column + plane - a.padding_w;
       const bool inside = place <= last && image < a.n && iw >= 0 && iw < a.w;
       store_shared(column_table + 4 * i, inside ? (image * a.h * a.w + iw) * a.in_pixel : -1);
+    };
+    // A block that walks several tiles would keep registers for what a loop may need again.
+    if constexpr (kThreads > kBlockThreads) {
+      if (thread < kColumns) fill(thread);
+    } else {
+      for (int i = thread; i < kColumns; i += kThreads) fill(i);
     }
   }
 
@@ -170,9 +176,9 @@ struct RowBlock {
       for (int i = 0; copy.first + i < kCount; i += copy.step) body(i);
     } else {
       constexpr int kStep = kThreads / 8;
-      static_assert(kCount % kStep == 0);
 #pragma unroll
-      for (int i = 0; i < kCount; i += kStep) body(i);
+      for (int i = 0; i < kCount; i += kStep)
+        if (i + kStep <= kCount || copy.first + i < kCount) body(i);
     }
   }
 

@@ -91,6 +91,14 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
+// As ldmatrix_x4, of each matrix transposed: lane l gets values l/4 of rows 2(l%4) and 2(l%4)+1.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
 // The inverse of ldmatrix_x4.
 __device__ __forceinline__ void stmatrix_x4(void* row, const uint32_t (&r)[4]) {
 #if __CUDA_ARCH__ >= 900

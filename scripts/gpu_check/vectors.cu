@@ -49,12 +49,17 @@ struct PendingCopy {
 };
 
 // Rows are given in an order of their own.
+template <bool kTransposed>
 struct LoadMatrices {
   static constexpr int kIn = 4, kOut = 4;
   static __device__ void apply(const uint32_t*, const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
     for (int i = 0; i < 4; ++i) store_shared(own_shared() + 4 * i, in[i]);
     sync_threads();
-    ldmatrix_x4(out, shared_memory() + (5 * thread_index() + 3) % kLanes * kLaneBytes);
+    const unsigned char* const row = shared_memory() + (5 * thread_index() + 3) % kLanes * kLaneBytes;
+    if constexpr (kTransposed)
+      ldmatrix_x4_trans(out, row);
+    else
+      ldmatrix_x4(out, row);
   }
 };
 
@@ -168,7 +173,8 @@ constexpr Entry kEntries[] = {
     entry<Copy<8>>("cp_async<8>"),
     entry<Copy<16>>("cp_async<16>"),
     entry<PendingCopy>("cp_async_wait<1>"),
-    entry<LoadMatrices>("ldmatrix_x4"),
+    entry<LoadMatrices<false>>("ldmatrix_x4"),
+    entry<LoadMatrices<true>>("ldmatrix_x4_trans"),
     entry<StoreMatrices>("stmatrix_x4"),
     entry<Multiply<Half, 4, 2>>("mma_m16n8k16<Half>"),
     entry<Multiply<BFloat16, 4, 2>>("mma_m16n8k16<BFloat16>"),

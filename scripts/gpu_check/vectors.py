@@ -23,7 +23,8 @@ BLOCKS = 16  # one half of any bits, the other of moderate values
 # The words of a lane, in and out: h and b are two values of 16 bits, f is a float, w has no format.
 FORMATS = {
     "cp_async<4>": ("wwwww", "w"), "cp_async<8>": ("wwwww", "ww"), "cp_async<16>": ("wwwww", "wwww"),
-    "cp_async_wait<1>": ("wwwwwwww", "wwwwwwww"), "ldmatrix_x4": ("wwww", "wwww"), "stmatrix_x4": ("wwww", "wwww"),
+    "cp_async_wait<1>": ("wwwwwwww", "wwwwwwww"), "ldmatrix_x4": ("wwww", "wwww"),
+    "ldmatrix_x4_trans": ("wwww", "wwww"), "stmatrix_x4": ("wwww", "wwww"),
     "mma_m16n8k16<Half>": ("hhhhhhffff", "ffff"), "mma_m16n8k16<BFloat16>": ("bbbbbbffff", "ffff"),
     "mma_m16n8k8<Half>": ("hhhffff", "ffff"), "mma_m16n8k8<BFloat16>": ("bbbffff", "ffff"),
     "shuffle_xor": ("f", "wwwww"), "fused": ("fff", "f"), "maximum": ("ff", "f"), "exponential": ("f", "f"),

@@ -110,6 +110,25 @@ inline void move_matrices(const char* name, MatrixLane* const (&lanes)[32], bool
   }
 }
 
+// As a load of move_matrices, but by value: of a row, value i goes to lane 4 * i + row / 2.
+inline void load_transposed(const char* name, MatrixLane* const (&lanes)[32], const Site& site) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    int64_t offsets[8];
+    for (int row = 0; row < 8; ++row) {
+      const MatrixLane& giver = *lanes[8 * matrix + row];
+      offsets[row] = giver.offset;
+      machine.access_row(name, giver.offset, 8 * matrix + row, false, site);
+      for (int i = 0; i < 8; ++i) {
+        uint16_t value;
+        std::memcpy(&value, giver.row + 2 * i, 2);
+        lanes[4 * i + row / 2]->words[matrix] |= uint32_t{value} << 16 * (row % 2);
+      }
+    }
+    ++machine.count().matrix_phases;
+    machine.count().matrix_cycles += bank_passes(offsets);
+  }
+}
+
 template <class T>
 struct MmaNames;
 template <>
@@ -183,6 +202,15 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Site site = Site::her
   emulation::MatrixLane own{address, emulation::machine.locate_shared(kName, row, 16, 16, site), {}};
   emulation::machine.meet({kName, site}, own,
                           [&](auto& lanes) { emulation::move_matrices(kName, lanes, false, site); });
+  std::memcpy(r, own.words, sizeof r);
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
+  constexpr const char* kName = "ldmatrix_x4_trans";
+  auto* const address = static_cast<unsigned char*>(const_cast<void*>(row));
+  emulation::MatrixLane own{address, emulation::machine.locate_shared(kName, row, 16, 16, site), {}};
+  emulation::machine.meet({kName, site}, own,
+                          [&](auto& lanes) { emulation::load_transposed(kName, lanes, site); });
   std::memcpy(r, own.words, sizeof r);
 }
 

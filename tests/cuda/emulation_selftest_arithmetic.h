@@ -173,6 +173,7 @@ void check_rounding() {
 }
 
 // Rows of 16 bytes, `pitch` apart: lane l gives row (5 * l) % 32, so that no order is taken for another.
+template <bool kTransposed>
 __global__ void load_matrices(uint32_t* out, int pitch) {
   const unsigned lane = thread_index();
   unsigned char* const row = shared_memory() + lane * 5 % 32 * pitch;
@@ -181,7 +182,10 @@ __global__ void load_matrices(uint32_t* out, int pitch) {
   for (unsigned i = 0; i < 4; ++i) word[i] = (8 * lane + 2 * i) | (8 * lane + 2 * i + 1) << 16;
   store_shared(row, words);
   uint32_t r[4];
-  ldmatrix_x4(r, row);
+  if constexpr (kTransposed)
+    ldmatrix_x4_trans(r, row);
+  else
+    ldmatrix_x4(r, row);
   for (int i = 0; i < 4; ++i) store_global(out + 4 * lane + i, r[i]);
 }
 
@@ -198,13 +202,32 @@ __global__ void shuffle(float* out, int mask) {
   store_global(out + thread_index(), shuffle_xor(static_cast<float>(thread_index()), mask));
 }
 
+// Each lane asks for what the b of an mma is: two rows of a column.
+void check_transposed_matrices() {
+  uint32_t fragments[32][4];
+  for (const int pitch : {16, 144}) {
+    launch<load_matrices<true>>({1, 1, 32, static_cast<unsigned>(31 * pitch + 16)}, nullptr, &fragments[0][0],
+                                pitch);
+    bool right = true;
+    for (unsigned lane = 0; lane < 32; ++lane)
+      for (unsigned i = 0; i < 8; ++i) {
+        const unsigned matrix = i / 2, row = lane % 4 * 2 + i % 2, column = lane / 4;
+        const uint32_t word = fragments[lane][matrix];
+        right = right && (i % 2 ? word >> 16 : word & 0xffff) == 64 * matrix + 8 * row + column;
+      }
+    expect(right, "ldmatrix_x4_trans at a pitch of " + std::to_string(pitch));
+    expect(emulation::counters().matrix_phases == 4 && emulation::counters().matrix_cycles == 4,
+           "phases of ldmatrix_x4_trans");
+  }
+}
+
 void check_matrices() {
   uint32_t fragments[32][4];
   uint4 rows[32];
   const auto phases = [] { return emulation::counters().matrix_phases; };
   for (const int pitch : {16, 144, 128, 32}) {
-    launch<load_matrices>({1, 1, 32, static_cast<unsigned>(31 * pitch + 16)}, nullptr, &fragments[0][0],
-                          pitch);
+    launch<load_matrices<false>>({1, 1, 32, static_cast<unsigned>(31 * pitch + 16)}, nullptr,
+                                 &fragments[0][0], pitch);
     bool right = true;
     for (unsigned matrix = 0; matrix < 4; ++matrix)
       for (unsigned row = 0; row < 8; ++row)
@@ -220,6 +243,8 @@ void check_matrices() {
                                                          : 1),
            "bank conflicts at a pitch of " + std::to_string(pitch) + ": " + std::to_string(cycles));
   }
+  check_transposed_matrices();
+  launch<load_matrices<false>>({1, 1, 32, 512}, nullptr, &fragments[0][0], 16);
   launch<store_matrices>({1, 1, 32, 512}, nullptr, &fragments[0][0], &rows[0]);
   bool right = true;
   for (unsigned lane = 0; lane < 32; ++lane) {
