@@ -38,4 +38,16 @@ void bn_stats(const ImageProblem& p, const void* z, const BatchStats& stats, voi
 void affine_act(const ImageProblem& p, const void* z, const float* scale, const float* shift,
                 const void* residual, void* y, Activation activation, const Queue& queue);
 
+// Of the backward passes images and vectors per channel are at multiples of 16 bytes. y may be null.
+
+// Bytes that bn_act_reduce wants at `workspace`, aligned to 256.
+int64_t bn_act_reduce_workspace(const ImageProblem& p);
+
+void bn_act_reduce(const ImageProblem& p, const BnReduce& reduce, const BnGradients& gradients,
+                   void* workspace, const Queue& queue);
+
+// dz and dresidual, the masked gradient g, may be null; y is that of BnReduce.
+void affine_act_backward(const ImageProblem& p, const void* dy, const BnBackward& bn, const void* y, void* dz,
+                         void* dresidual, const Queue& queue);
+
 }  // namespace rk::cuda

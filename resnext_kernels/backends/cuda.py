@@ -146,3 +146,34 @@ def affine_act(z, scale, shift, residual, activation):
         ACTIVATIONS.index(activation), *queue(z),
     )  # fmt: skip
     return y
+
+
+def _backward_images(grad_output, z, y, activation, vectors):
+    """(The native ImageProblem, its memory format, the addressable images and vectors); y only where it is read."""
+    native, z, layout = _image(z)
+    y = None if y is None or activation == "identity" else _dense(y, layout)
+    vectors = [_dense(vector, torch.contiguous_format) for vector in vectors]
+    return native, layout, _dense(grad_output, layout), z, y, vectors
+
+
+def bn_act_reduce(grad_output, z, scale, shift, mean, rstd, y, activation):
+    vectors = (scale, shift, mean, rstd)
+    native, _, grad, z, y, vectors = _backward_images(grad_output, z, y, activation, vectors)
+    sum_g, sum_g_xhat = _statistics(z, z.shape[1])
+    workspace = _workspace(z, native.bn_act_reduce_workspace())
+    native.bn_act_reduce(
+        grad.data_ptr(), z.data_ptr(), *map(_address, vectors), _address(y), ACTIVATIONS.index(activation),
+        sum_g.data_ptr(), sum_g_xhat.data_ptr(), workspace.data_ptr(), *queue(z),
+    )  # fmt: skip
+    return sum_g, sum_g_xhat
+
+
+def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, output_mask):
+    vectors = (scale, shift, a, b, c)
+    native, layout, grad, z, y, vectors = _backward_images(grad_output, z, y, activation, vectors)
+    dz, dresidual = (torch.empty_like(z, memory_format=layout) if asked else None for asked in output_mask)
+    native.affine_act_backward(
+        grad.data_ptr(), z.data_ptr(), *map(_address, vectors), _address(y), ACTIVATIONS.index(activation),
+        _address(dz), _address(dresidual), *queue(z),
+    )  # fmt: skip
+    return tuple(z.new_empty(0) if image is None else image for image in (dz, dresidual))
