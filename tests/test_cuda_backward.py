@@ -3,7 +3,8 @@
 import pytest
 import timm
 import torch
-from test_cuda_forward import ONLY_FLOAT32, PROBLEMS, _modes, _problem
+from emulated import modes
+from test_cuda_forward import ONLY_FLOAT32, PROBLEMS, _problem
 
 import resnext_kernels as rk
 from resnext_kernels.backends import cuda
@@ -11,7 +12,8 @@ from resnext_kernels.testing import cases, exact
 from resnext_kernels.testing.verify import judge, verify
 
 OPS = ("grouped_conv2d_backward", "grouped_conv2d_affine_act_backward")
-CASES = [(text, dtype) for text in PROBLEMS for dtype in cuda._DTYPES] + [(each, torch.float32) for each in ONLY_FLOAT32]
+CASES = [(text, dtype) for text in PROBLEMS for dtype in cuda._DTYPES]
+CASES += [(text, torch.float32) for text in ONLY_FLOAT32]
 REFUSED = {"n1_c32_o64_h4_g1": "takes up to 32 channels a group", "n1_c16_h4_g2_p3_s2": "padding of up to 2 * dilation"}
 
 
@@ -33,7 +35,7 @@ def _taken(text, dtype):
 @pytest.mark.parametrize(("text", "dtype"), CASES, ids=str)
 def test_exact(kernels, text, dtype):
     problem = _taken(text, dtype)
-    for _ in _modes(kernels, text) if problem else ():
+    for _ in modes(kernels, text) if problem else ():
         assert exact.mismatch(OPS[0], problem, "cuda") is None
         for activation in ("relu", "identity"):
             assert exact.mismatch(OPS[1], problem, "cuda", activation=activation) is None
@@ -42,7 +44,7 @@ def test_exact(kernels, text, dtype):
 @pytest.mark.parametrize(("text", "dtype"), CASES[::2], ids=str)
 def test_gates(kernels, text, dtype):
     problem = _taken(text, dtype)
-    for _ in _modes(kernels, text) if problem else ():
+    for _ in modes(kernels, text) if problem else ():
         for op, activation in zip(OPS, ("identity", "silu"), strict=True):
             verdict = verify(op, problem, "cuda", activation=activation)
             assert verdict.passed, verdict

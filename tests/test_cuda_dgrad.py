@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_cuda_forward import PROBLEMS, _modes, _problem
+from emulated import modes
+from test_cuda_forward import PROBLEMS, _problem
 
 from resnext_kernels.backends import cuda, reference
 from resnext_kernels.checks import ACTIVATIONS
@@ -63,7 +64,7 @@ def test_exact(kernels, text, dtype):
     for activation in (None, "identity", "relu"):
         case = Case(text, dtype, activation)
         assert not case.native.dgrad_reasons()
-        for _ in _modes(kernels, text):
+        for _ in modes(kernels, text):
             case.run()
             assert torch.equal(case.dx, case.expected_dx)
             assert case.dz is None or torch.equal(case.dz, case.expected_dz)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from emulated import modes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cuda_forward import PROBLEMS, _modes, _problem
+from test_cuda_forward import PROBLEMS, _problem
 from test_cuda_plan import MOST_X, MOST_Y, SHARED
 
 from resnext_kernels.backends import cuda, reference
@@ -34,9 +35,9 @@ def _wgrad(dz, x, weight, *conv):
     """dw, with the strides of `weight`."""
     native = cuda._native_conv(ConvProblem.from_tensors(x, weight, *conv), weight.stride())
     dw = torch.empty_like(weight)
-    workspace = torch.empty(native.grouped_conv2d_wgrad_tensor_workspace() // 4)
+    workspace = torch.empty(native.wgrad_workspace() // 4)
     addresses = (tensor.data_ptr() for tensor in (x, dz, dw, workspace))
-    native.grouped_conv2d_wgrad_tensor(*addresses, 0, 0)
+    native.grouped_conv2d_wgrad(*addresses, 0, 0)
     return dw
 
 
@@ -50,7 +51,7 @@ def _check_exact(module, text, problem):
     arguments = _arguments(problem)
     expected = _exact(*arguments)
     assert expected.abs().max() > 0
-    for _ in _modes(module, text):
+    for _ in modes(module, text):
         assert torch.equal(_wgrad(*arguments).double(), expected.to(problem.dtype).double()), text
 
 
@@ -74,7 +75,7 @@ def test_gate(kernels, text, dtype):
     problem = _problem(text, dtype)
     arguments = _arguments(problem, integers=False)
     gate = gates.grouped_conv2d_backward(None, *arguments, [False, True, False])[1]
-    for mode in _modes(kernels, text):
+    for mode in modes(kernels, text):
         for truncate in (False, True):
             kernels.configure(**mode, truncate=truncate)
             error = (_wgrad(*arguments).double() - gate.expected).abs()
@@ -91,7 +92,7 @@ def test_strided_weights(kernels):
 
 def test_the_same_bits_in_every_order(kernels):
     arguments = _arguments(_problem("n16_c64_h16_w35_g16", torch.bfloat16), integers=False)
-    first, *others = [_wgrad(*arguments) for _ in _modes(kernels, "")]
+    first, *others = [_wgrad(*arguments) for _ in modes(kernels, "")]
     assert all(torch.equal(first, each) for each in others)
 
 
@@ -143,7 +144,7 @@ def test_nothing_beyond_the_tensors(kernels):
             writable = tensor is dw or tensor is workspace
             kernels.add_region(tensor.data_ptr(), tensor.numel() * tensor.element_size(), writable)
         try:
-            native.grouped_conv2d_wgrad_tensor(*(t.data_ptr() for t in (x, dz, dw, workspace)), 0, 0)
+            native.grouped_conv2d_wgrad(*(t.data_ptr() for t in (x, dz, dw, workspace)), 0, 0)
         finally:
             kernels.clear_regions()
         assert not workspace.isnan().any(), text
@@ -154,9 +155,9 @@ def test_an_empty_batch(kernels):
     x = torch.empty(0, 16, 5, 5, dtype=torch.float16)
     weight = torch.ones(16, 8, 3, 3, dtype=torch.float16)
     native = cuda._native_conv(problem, weight.stride())
-    assert native.wgrad_plan()["grid"][0] == 0 == native.grouped_conv2d_wgrad_tensor_workspace()
+    assert native.wgrad_plan()["grid"][0] == 0 == native.wgrad_workspace()
     dw = torch.empty_like(weight)
-    native.grouped_conv2d_wgrad_tensor(x.data_ptr(), x.data_ptr(), dw.data_ptr(), 0, 0, 0)
+    native.grouped_conv2d_wgrad(x.data_ptr(), x.data_ptr(), dw.data_ptr(), 0, 0, 0)
     assert torch.equal(dw, torch.zeros_like(dw))
 
 

@@ -1,17 +1,11 @@
 #pragma once
+#include "activation.cuh"
+#include "channel_walk.cuh"
 #include "element.h"
 #include "images_plan.h"
 
 // y = act(z * scale + shift [+ residual]) per channel.
 namespace rk::cuda {
-
-// NaN passes, as in eager PyTorch.
-template <class T, Activation kActivation>
-__device__ __forceinline__ float activate(float pre) {
-  if constexpr (kActivation == Activation::kRelu) return pre <= 0 ? 0 : pre;
-  if constexpr (kActivation == Activation::kIdentity) return pre;
-  return sizeof(Storage<T>) == 2 ? pre * quick_sigmoid(pre) : pre / (1 + exponential(-pre));
-}
 
 // Images as elements; residual may be null.
 template <class T>
@@ -66,35 +60,6 @@ __global__ __launch_bounds__(kImageThreads) void affine_act_rows_kernel(AffineIm
   }
 }
 
-// Tells the channels of consecutive elements.
-struct ChannelWalk {
-  const float *scales, *shifts;
-  int64_t inner, c, channel, left;
-  float scale, shift;
-
-  __device__ __forceinline__ ChannelWalk(const FlatTiles& tiles, const float* scales, const float* shifts,
-                                         int64_t element)
-      : scales(scales), shifts(shifts), inner(tiles.inner), c(tiles.c) {
-    const int64_t plane = element / inner;
-    channel = plane % c, left = inner - (element - plane * inner);
-    load();
-  }
-
-  __device__ __forceinline__ void load() {
-    scale = load_global<float>(scales + channel), shift = load_global<float>(shifts + channel);
-  }
-
-  // z * scale + shift of the next element.
-  __device__ __forceinline__ float next(float z) {
-    if (left == 0) {
-      channel = channel + 1 < c ? channel + 1 : 0, left = inner;
-      load();
-    }
-    --left;
-    return fused(z, scale, shift);
-  }
-};
-
 // Images of any size at any address.
 template <class T, Activation kActivation, bool kAligned>
 __global__ __launch_bounds__(kImageThreads) void affine_act_flat_kernel(AffineImages<T> images,
@@ -105,10 +70,14 @@ __global__ __launch_bounds__(kImageThreads) void affine_act_flat_kernel(AffineIm
     const int64_t element = block_index_x() * tiles.tile_elements +
                             kVector * (turn * kImageThreads + static_cast<int>(thread_index()));
     if (element >= tiles.elements) return;
-    ChannelWalk walk(tiles, images.scale, images.shift, element);
+    ChannelWalk<2> walk(tiles, element, images.scale, images.shift);
+    const auto affine = [&](float z) {
+      walk.next();
+      return fused(z, walk.at[0], walk.at[1]);
+    };
     if (element + kVector > tiles.elements) {
       for (int64_t i = element; i < tiles.elements; ++i) {
-        const float pre = walk.next(load_element<T>(images.z + i));
+        const float pre = affine(load_element<T>(images.z + i));
         const float residual = images.residual ? load_element<T>(images.residual + i) : 0;
         store_element<T>(images.y + i, activate<T, kActivation>(images.residual ? pre + residual : pre));
       }
@@ -119,7 +88,7 @@ __global__ __launch_bounds__(kImageThreads) void affine_act_flat_kernel(AffineIm
     if (images.residual) load_elements<T, kAligned>(images.residual + element, residual);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      const float pre = walk.next(values[i]);
+      const float pre = affine(values[i]);
       values[i] = activate<T, kActivation>(images.residual ? pre + residual[i] : pre);
     }
     store_elements<T, kAligned>(images.y + element, values);

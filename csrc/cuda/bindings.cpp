@@ -59,12 +59,38 @@ void affine_act(const rk::ImageProblem& p, uintptr_t z, uintptr_t scale, uintptr
                        static_cast<rk::Activation>(activation), queue(device, stream));
 }
 
-void grouped_conv2d_wgrad_tensor(const rk::ConvProblem& p, uintptr_t x, uintptr_t dz, uintptr_t dw,
-                                 uintptr_t workspace, int device, uintptr_t stream) {
+void grouped_conv2d_wgrad(const rk::ConvProblem& p, uintptr_t x, uintptr_t dz, uintptr_t dw,
+                          uintptr_t workspace, int device, uintptr_t stream) {
   py::gil_scoped_release release;
-  const rk::cuda::DeviceGuard guard(device);
-  rk::cuda::grouped_conv2d_wgrad_tensor(p, pointer<const void>(x), pointer<const void>(dz), pointer<void>(dw),
-                                        pointer<void>(workspace), pointer<void>(stream));
+  rk::cuda::grouped_conv2d_wgrad(p, pointer<const void>(x), pointer<const void>(dz), pointer<void>(dw),
+                                 pointer<void>(workspace), queue(device, stream));
+}
+
+void bn_act_reduce(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale, uintptr_t shift,
+                   uintptr_t mean, uintptr_t rstd, uintptr_t y, int activation, uintptr_t sum_g,
+                   uintptr_t sum_g_xhat, uintptr_t workspace, int device, uintptr_t stream) {
+  const rk::BnReduce reduce{pointer<const void>(dy),     pointer<const void>(z),
+                            pointer<const void>(y),      pointer<const float>(scale),
+                            pointer<const float>(shift), pointer<const float>(mean),
+                            pointer<const float>(rstd),  static_cast<rk::Activation>(activation)};
+  const rk::BnGradients gradients{pointer<float>(sum_g), pointer<float>(sum_g_xhat)};
+  py::gil_scoped_release release;
+  rk::cuda::bn_act_reduce(p, reduce, gradients, pointer<void>(workspace), queue(device, stream));
+}
+
+void affine_act_backward(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale,
+                         uintptr_t shift, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t y, int activation,
+                         uintptr_t dz, uintptr_t dresidual, int device, uintptr_t stream) {
+  const rk::BnBackward bn{pointer<const void>(z),
+                          pointer<const float>(scale),
+                          pointer<const float>(shift),
+                          pointer<const float>(a),
+                          pointer<const float>(b),
+                          pointer<const float>(c),
+                          static_cast<rk::Activation>(activation)};
+  py::gil_scoped_release release;
+  rk::cuda::affine_act_backward(p, pointer<const void>(dy), bn, pointer<const void>(y), pointer<void>(dz),
+                                pointer<void>(dresidual), queue(device, stream));
 }
 
 // The launch of the tensor-core kernel, for tests and for the curious.
@@ -117,13 +143,16 @@ PYBIND11_MODULE(RK_MODULE, m) {
       .def("dgrad_workspace", &rk::cuda::grouped_conv2d_dgrad_workspace)
       .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
       .def("wgrad_plan", &wgrad_plan)
-      .def("grouped_conv2d_wgrad_tensor_workspace", &rk::cuda::grouped_conv2d_wgrad_tensor_workspace)
-      .def("grouped_conv2d_wgrad_tensor", &grouped_conv2d_wgrad_tensor);
+      .def("wgrad_workspace", &rk::cuda::grouped_conv2d_wgrad_workspace)
+      .def("grouped_conv2d_wgrad", &grouped_conv2d_wgrad);
   py::class_<rk::ImageProblem>(m, "ImageProblem", py::module_local())
       .def(py::init(&rk::image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats_workspace", &rk::cuda::bn_stats_workspace)
       .def("bn_stats", &bn_stats)
-      .def("affine_act", &affine_act);
+      .def("affine_act", &affine_act)
+      .def("bn_act_reduce_workspace", &rk::cuda::bn_act_reduce_workspace)
+      .def("bn_act_reduce", &bn_act_reduce)
+      .def("affine_act_backward", &affine_act_backward);
 #ifdef RESNEXT_KERNELS_EMULATION
   rk::cuda::emulation::bind(m);
 #else

@@ -174,8 +174,8 @@ struct PlaneSums {
     squares = fused(d, d, squares);
   }
 
-  // Those elements of the window from `first` on that lie in [begin, end).
-  __device__ __forceinline__ void add(const Storage<T>* z, int64_t first, int64_t begin, int64_t end) {
+  __device__ __forceinline__ void add(const Storage<T>* z, const PlaneWindow& window) {
+    const auto [first, begin, end] = window;
     if (begin <= first && first + kVector <= end) return add_window(z + first);
 #pragma unroll
     for (int i = 0; i < kVector; ++i)
@@ -197,30 +197,22 @@ __device__ __forceinline__ float plane_origin(const Storage<T>* z, const PlaneTi
 template <class T, bool kAligned>
 __global__ __launch_bounds__(kImageThreads) void bn_stats_planes_kernel(const Storage<T>* z, PlaneTiles tiles,
                                                                         TileStats out) {
-  constexpr int kVector = kVectorElements<T>, kWarps = kImageThreads / kWarpThreads;
   const int thread = static_cast<int>(thread_index()), lane = thread % kWarpThreads;
-  const int64_t unit = int64_t{block_index_x()} * kWarps + thread / kWarpThreads;
-  const int64_t tile = unit / tiles.c, channel = unit % tiles.c;
-  if (tile >= tiles.tiles) return;
-  const int64_t image = tile / tiles.runs * tiles.images, pixel = tile % tiles.runs * tiles.run;
-  const int images = tiles.n - image < tiles.images ? static_cast<int>(tiles.n - image) : tiles.images;
-  const int pixels = tiles.pixels - pixel < tiles.run ? static_cast<int>(tiles.pixels - pixel) : tiles.run;
-  const float origin = plane_origin<T>(z, tiles, channel);
+  const PlaneWarp at = plane_warp(tiles, block_index_x(), thread);
+  if (at.images == 0) return;
+  const float origin = plane_origin<T>(z, tiles, at.channel);
   PlaneSums<T, kAligned> sums(origin);
-  for (int i = lane; i < images * tiles.windows; i += kWarpThreads) {
-    const int64_t begin = ((image + i / tiles.windows) * tiles.c + channel) * tiles.pixels + pixel;
-    const int64_t window = begin / kVector + i % tiles.windows;
-    sums.add(z, window * kVector, begin, begin + pixels);
-  }
+  for (int i = lane; i < at.images * tiles.windows; i += kWarpThreads)
+    sums.add(z, plane_window<kVectorElements<T>>(tiles, at, i));
   Moments moments = from_shifted(sums.n, sums.shift - origin, sums.sum, sums.squares);
 #pragma unroll
   for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
     moments = merge(moments, {shuffle_xor(moments.n, mask), shuffle_xor(moments.mean, mask),
                               shuffle_xor(moments.m2, mask)});
   if (lane > 0) return;
-  store_global(out.partials + unit, float2{moments.mean, moments.m2});
-  if (channel == 0) store_global(out.counts + tile, moments.n);
-  if (tile == 0) store_global(out.origins + channel, origin);
+  store_global(out.partials + (at.tile * tiles.c + at.channel), float2{moments.mean, moments.m2});
+  if (at.channel == 0) store_global(out.counts + at.tile, moments.n);
+  if (at.tile == 0) store_global(out.origins + at.channel, origin);
 }
 
 }  // namespace rk::cuda

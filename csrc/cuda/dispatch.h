@@ -37,4 +37,16 @@ void with_bool(bool value, const Body& body) {
     body(std::false_type{});
 }
 
+// Calls body(activation, of_y), constants: whether the slope is of y, which only relu's is, and only where y
+// is given.
+template <class Body>
+void with_slope(Activation activation, const void* y, const Body& body) {
+  with_activation(activation, [&](auto constant) {
+    if constexpr (decltype(constant)::value == Activation::kRelu)
+      with_bool(y, [&](auto of_y) { body(constant, of_y); });
+    else
+      body(constant, std::false_type{});
+  });
+}
+
 }  // namespace rk::cuda

@@ -1,4 +1,6 @@
 #pragma once
+#include <type_traits>
+
 #include "platform.h"
 
 // Values in memory as the floats that kernels compute with. T: float, Half or BFloat16.
@@ -61,6 +63,18 @@ __device__ __forceinline__ float load_element(const Storage<T>* from) {
 template <class T>
 __device__ __forceinline__ void store_element(Storage<T>* to, float value) {
   store_global(to, Element<T>::store(value));
+}
+
+// kCount elements as they are in memory, 1 or those of 16 bytes; and as floats.
+template <class T, int kCount>
+using Raw = std::conditional_t<kCount == 1, Storage<T>, Vector<T>>;
+
+template <class T, int kCount>
+__device__ __forceinline__ void unpack_raw(const Raw<T, kCount>& raw, float (&values)[kCount]) {
+  if constexpr (kCount == 1)
+    values[0] = Element<T>::load(raw);
+  else
+    Element<T>::load(raw, values);
 }
 
 // Consecutive elements: vectors of them if they begin at a multiple of 16 bytes, as kAligned says.

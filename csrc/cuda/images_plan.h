@@ -99,40 +99,82 @@ inline PlaneTiles plane_tiles(int64_t n, int64_t c, int64_t pixels, DType dtype)
   return tiles;
 }
 
-// Of bn_stats; either `rows` or `planes` has tiles. Offsets of the workspace's parts are in bytes.
-struct StatsPlan {
+// A warp's channel of a tile: `pixels` elements from `first` on, of as many `images` a `step` apart; none if
+// it has no tile.
+struct PlaneWarp {
+  int64_t tile, channel, first, step;
+  int images, pixels;
+};
+
+RK_HOST_DEVICE inline PlaneWarp plane_warp(const PlaneTiles& tiles, unsigned block, int thread) {
+  const int64_t unit = int64_t{block} * (kImageThreads / kWarpThreads) + thread / kWarpThreads;
+  PlaneWarp at{};
+  at.tile = unit / tiles.c, at.channel = unit % tiles.c;
+  if (at.tile >= tiles.tiles) return at;
+  const int64_t image = at.tile / tiles.runs * tiles.images, pixel = at.tile % tiles.runs * tiles.run;
+  at.images = tiles.n - image < tiles.images ? static_cast<int>(tiles.n - image) : tiles.images;
+  at.pixels = tiles.pixels - pixel < tiles.run ? static_cast<int>(tiles.pixels - pixel) : tiles.run;
+  at.first = (image * tiles.c + at.channel) * tiles.pixels + pixel, at.step = tiles.c * tiles.pixels;
+  return at;
+}
+
+// 16 bytes from `first` on, of whose elements those in [begin, end) are the channel's.
+struct PlaneWindow {
+  int64_t first, begin, end;
+};
+
+template <int kVector>
+RK_HOST_DEVICE inline PlaneWindow plane_window(const PlaneTiles& tiles, const PlaneWarp& at, int window) {
+  const int64_t begin = at.first + window / tiles.windows * at.step;
+  return {(begin / kVector + window % tiles.windows) * kVector, begin, begin + at.pixels};
+}
+
+// Of what sums over each channel; either `rows` or `planes` has tiles.
+struct ImageTiles {
   bool by_rows;
   RowTiles rows;
   PlaneTiles planes;
-  int64_t tiles, counts, origins, bytes;
+  int64_t tiles;
+};
+
+// So many rows a thread make up for what a tile costs beside them; with more, sums would lose digits.
+inline constexpr int kLeastSummedRows = 8, kMostSummedRows = 64;
+
+inline ImageTiles image_tiles(const ImageProblem& p) {
+  ImageTiles tiles{};
+  // One channel is a plane, and pixels of one-pixel images are rows, whatever the layout.
+  tiles.by_rows = p.c != 1 && (p.channels_last || p.pixels == 1);
+  if (tiles.by_rows)
+    tiles.rows = row_tiles(p.n * p.pixels, p.c, p.dtype, kLeastSummedRows, kMostSummedRows);
+  else if (p.c == 1)
+    tiles.planes = plane_tiles(1, 1, p.n * p.pixels, p.dtype);
+  else
+    tiles.planes = plane_tiles(p.n, p.c, p.pixels, p.dtype);
+  tiles.tiles = tiles.by_rows ? tiles.rows.tiles : tiles.planes.tiles;
+  return tiles;
+}
+
+// Of bn_stats. Offsets of the workspace's parts are in bytes.
+struct StatsPlan : ImageTiles {
+  int64_t counts, origins, bytes;
 };
 
 inline StatsPlan plan_stats(const ImageProblem& p) {
-  // So many rows make up for the first ones, which are read twice; with more, sums would lose digits.
-  constexpr int kLeastRows = 8, kMostRows = 64;
-  StatsPlan stats{};
-  // One channel is a plane, and pixels of one-pixel images are rows, whatever the layout.
-  stats.by_rows = p.c != 1 && (p.channels_last || p.pixels == 1);
-  if (stats.by_rows)
-    stats.rows = row_tiles(p.n * p.pixels, p.c, p.dtype, kLeastRows, kMostRows);
-  else if (p.c == 1)
-    stats.planes = plane_tiles(1, 1, p.n * p.pixels, p.dtype);
-  else
-    stats.planes = plane_tiles(p.n, p.c, p.pixels, p.dtype);
-  stats.tiles = stats.by_rows ? stats.rows.tiles : stats.planes.tiles;
+  StatsPlan stats{image_tiles(p), 0, 0, 0};
   stats.counts = plan::aligned(8 * stats.tiles * p.c);
   stats.origins = stats.counts + plan::aligned(4 * stats.tiles);
   stats.bytes = stats.origins + plan::aligned(4 * p.c);
   return stats;
 }
 
-// Of affine_act where rows are whole vectors: a thread keeps its channels' scale and shift for all its rows.
+// Of affine_act and its backward where rows are whole vectors: a thread keeps what it knows of its channels
+// for all its rows.
 inline RowTiles plan_affine_rows(const ImageProblem& p) {
   constexpr int kLeastRows = 4, kMostRows = 16;
   return row_tiles(p.n * p.pixels, p.c, p.dtype, kLeastRows, kMostRows);
 }
 
-// Of affine_act elsewhere: all images are one run of elements, of which a channel has `inner` before the next
+// Of these elsewhere: all images are one run of elements, of which a channel has `inner` before the next
 // has its own. A thread takes kFlatVectors vectors of 16 bytes, kImageThreads apart.
 struct FlatTiles {
   int64_t elements, inner, c;

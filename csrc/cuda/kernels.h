@@ -37,6 +37,11 @@ int64_t grouped_conv2d_dgrad_workspace(const ConvProblem& p);
 void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const void* w, void* dx, const BnBackward& bn,
                           void* dz, void* workspace, const Queue& queue);
 
+// The gradient of the weights, in their dtype and strides, for dz, that of the convolution's output.
+int64_t grouped_conv2d_wgrad_workspace(const ConvProblem& p);
+void grouped_conv2d_wgrad(const ConvProblem& p, const void* x, const void* dz, void* dw, void* workspace,
+                          const Queue& queue);
+
 // Bytes that bn_stats wants at `workspace`, aligned to 256.
 int64_t bn_stats_workspace(const ImageProblem& p);
 
@@ -46,5 +51,17 @@ void bn_stats(const ImageProblem& p, const void* z, const BatchStats& stats, voi
 // residual may be null.
 void affine_act(const ImageProblem& p, const void* z, const float* scale, const float* shift,
                 const void* residual, void* y, Activation activation, const Queue& queue);
+
+// Of the backward passes images and vectors per channel are at multiples of 16 bytes. y may be null.
+
+// Bytes that bn_act_reduce wants at `workspace`, aligned to 256.
+int64_t bn_act_reduce_workspace(const ImageProblem& p);
+
+void bn_act_reduce(const ImageProblem& p, const BnReduce& reduce, const BnGradients& gradients,
+                   void* workspace, const Queue& queue);
+
+// dz and dresidual, the masked gradient g, may be null; y is that of BnReduce.
+void affine_act_backward(const ImageProblem& p, const void* dy, const BnBackward& bn, const void* y, void* dz,
+                         void* dresidual, const Queue& queue);
 
 }  // namespace rk::cuda
