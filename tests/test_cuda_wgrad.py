@@ -110,12 +110,16 @@ def test_what_is_not_finite_stays_at_its_taps(kernels, text):
                 odd[n, 3, h, w] = value
                 expected = _exact(dz, odd, weight, *conv).half()
                 assert torch.equal(_wgrad(dz, odd, weight, *conv).isnan(), expected.isnan()), (value, n, h, w)
+    # PyTorch multiplies what dz meets in padding in some types and not in others: either will do.
     dz[0, 5, 0, 0] = torch.nan
-    expected = _exact(dz, x, weight, *conv)
-    result = _wgrad(dz, x, weight, *conv)
-    # What dz meets in padding PyTorch multiplies in float64 and not in other types: either will do.
-    assert not result[~expected.isnan()].isnan().any()
-    assert result[5].isnan().any((0, 1, 2)).all() == (problem.padding[0] == 0) or result[5].isnan().any()
+    met = torch.zeros_like(dz)
+    met[0, 5, 0, 0] = 1
+    least, most = _exact(met, torch.ones_like(x), weight, *conv) != 0, _exact(dz, x, weight, *conv).isnan()
+    result = _wgrad(dz, x, weight, *conv).isnan()
+    assert least.any() and result[least].all() and not result[~most].any()
+    # Of whole rows of padding nothing counts, as with PyTorch's kernels for 16 bits.
+    rows = [kh for kh in range(3) if kh * problem.dilation[0] < problem.padding[0]]
+    assert not result[:, :, rows].any()
 
 
 @pytest.mark.parametrize("text", ["n2_c128_h56_g32", "n2_c256_h28_g32_s2", "n16_c64_h7_g2"])
@@ -131,6 +135,8 @@ def test_bytes_moved(kernels, text):
     halo = (rows + 2) / rows * (columns + 2) / columns
     assert dz.nbytes + x.nbytes * 0.9 <= counters["bytes_copied"] <= dz.nbytes + halo * x.nbytes
     assert counters["bytes_stored"] == plan["workspace"]
+    # Of the shared memory's cycles for ldmatrix; images of 7 columns have a frame at every seventh.
+    assert counters["matrix_cycles"] <= 2 * counters["matrix_phases"]
 
 
 def test_nothing_beyond_the_tensors(kernels):

@@ -76,13 +76,13 @@ struct WgradBlock : RowBlock<Traits> {
     });
   }
 
-  // Whether the row of dz that an input row is the first to meet, at stride 2 every other one, is one of the
-  // tile. That its number is below `rows` would be another register.
+  // Whether the row of dz that meets an input row in tap row 0 is one of the tile. That its number is below
+  // `rows` would ask for another register.
   __device__ __forceinline__ bool begins_line(int input_row) const {
     return input_row < this->input_rows + kStride - 3;
   }
 
-  // Queues this thread's copies of an input row and of the row of dz that it begins.
+  // Queues this thread's copies of an input row and of the row of dz that it is the first to meet.
   __device__ __forceinline__ void copy(int input_row) const {
     if (input_row >= this->input_rows) return;
     this->copy_row(arguments.x, input_row, this->stage(input_row));

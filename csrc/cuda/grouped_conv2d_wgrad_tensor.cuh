@@ -1,6 +1,4 @@
 #pragma once
-#include <type_traits>
-
 #include "grouped_conv2d_wgrad_block.cuh"
 
 // Gradient of the weights of the grouped 3x3 convolution on tensor cores, channels last: a product's rows are
@@ -24,7 +22,7 @@ struct WgradWarp {
     for (int i = 0; i < 72; ++i) sums[i / 24][i / 8 % 3][i / 4 % 2][i % 4] = 0;
   }
 
-  // Of all these, registers are left for none that lasts.
+  // Computed where they are used, as no registers are left to keep them.
   static __device__ __forceinline__ int lane() { return static_cast<int>(thread_index()) % 32; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(thread_index()) / 32; }
   // The first of the block's outputs, of all outputs and of all inputs that the warp has.
@@ -77,16 +75,19 @@ struct WgradWarp {
     }
   }
 
-  template <int kPhase>
-  __device__ __forceinline__ void take_row(const WgradBlock<Traits>& block, int input_row) {
+  // `phase`: of the rows of dz in registers, where they have all taken turns.
+  __device__ __forceinline__ void take_row(const WgradBlock<Traits>& block, int input_row, int phase) {
+    if (phase % kStride == 0 && block.begins_line(input_row))
+      load_dz(dz[phase / kStride], block.line(input_row / kStride));
     // Tap row kh of this input row belongs to row (input_row - kh) / stride of dz, where that is whole.
     const uint32_t (*rows[3])[2][4] = {};
 #pragma unroll
-    for (int kh = kPhase % kStride; kh < 3; kh += kStride)
-      rows[kh] = &dz[(kPhase - kh + Traits::kPeriod) / kStride % Traits::kOpen];
-    if (kPhase % kStride == 0 && block.begins_line(input_row))
-      load_dz(dz[kPhase / kStride], block.line(input_row / kStride));
-    multiply<kPhase % kStride>(block, input_row, rows);
+    for (int kh = phase % kStride; kh < 3; kh += kStride)
+      rows[kh] = &dz[(phase - kh + Traits::kPeriod) / kStride % Traits::kOpen];
+    if (phase % kStride == 0)
+      multiply<0>(block, input_row, rows);
+    else
+      multiply<kStride - 1>(block, input_row, rows);
   }
 
   // The channel of the tensor that is an output, or -1.
@@ -110,14 +111,15 @@ struct WgradWarp {
     for (int i = lane(); i < count; i += 32) store_global(to + i, load_shared<float>(from + 4 * i));
   }
 
-  // Through shared memory, 8 outputs at a time, so that neighbours are written by neighbours.
+  // Behind a barrier. Through shared memory, 8 outputs at a time, so that neighbours are written by
+  // neighbours.
   __device__ __forceinline__ void write_partials() const {
     constexpr int kOutputBytes = 4 * 9 * kWarpInputs;
     static_assert(Traits::kThreads / 32 * 8 * kOutputBytes <= WgradBlock<Traits>::kSharedBytes);
     unsigned char* const own = shared_memory() + warp() * 8 * kOutputBytes;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      sync_threads();
+      if (half > 0) sync_threads();
 #pragma unroll
       for (int i = 0; i < 36; ++i) {
         const int tap = i / 4, tile = i / 2 % 2, column = i % 2;
@@ -142,21 +144,17 @@ __device__ __forceinline__ void walk_tile(const WgradBlock<Traits>& block, Wgrad
     cp_async_commit();
   }
   for (int first = 0; first < block.input_rows; first += Traits::kPeriod) {
-    const auto take = [&](auto phase) {
-      constexpr int kPhase = decltype(phase)::value;
-      const int row = first + kPhase;
-      if (kPhase >= Traits::kPeriod || row >= block.input_rows) return;
+#pragma unroll
+    for (int phase = 0; phase < Traits::kPeriod; ++phase) {
+      const int row = first + phase;
+      if (row >= block.input_rows) break;
       cp_async_wait<Traits::kStages - 2>();
       // Behind it the rows are there for all, and their predecessors' places are free.
       sync_threads();
       block.copy(row + Traits::kStages - 1);
       cp_async_commit();
-      warp.template take_row<kPhase % Traits::kPeriod>(block, row);
-    };
-    take(std::integral_constant<int, 0>{});
-    take(std::integral_constant<int, 1>{});
-    take(std::integral_constant<int, 2>{});
-    take(std::integral_constant<int, 3>{});
+      warp.take_row(block, row, phase);
+    }
   }
 }
 
