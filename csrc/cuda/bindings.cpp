@@ -4,7 +4,10 @@
 #ifdef RESNEXT_KERNELS_EMULATION
 #include "emulation_bindings.h"
 #endif
+#include "grouped_conv2d_dgrad_float_plan.h"
+#include "grouped_conv2d_fwd_float_plan.h"
 #include "grouped_conv2d_plan.h"
+#include "grouped_conv2d_wgrad_float_plan.h"
 #include "kernels.h"
 #include "problem_bindings.h"
 
@@ -30,6 +33,20 @@ void grouped_conv2d_stats(const rk::ConvProblem& p, uintptr_t x, uintptr_t w, ui
   const rk::BatchStats stats{pointer<float>(mean), pointer<float>(m2)};
   py::gil_scoped_release release;
   rk::cuda::grouped_conv2d_stats(p, pointer<const void>(x), pointer<const void>(w), pointer<void>(z), stats,
+                                 pointer<void>(workspace), queue(device, stream));
+}
+
+void grouped_conv2d_dgrad(const rk::ConvProblem& p, uintptr_t dy, uintptr_t w, uintptr_t dx,
+                          uintptr_t workspace, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  rk::cuda::grouped_conv2d_dgrad(p, pointer<const void>(dy), pointer<const void>(w), pointer<void>(dx),
+                                 pointer<void>(workspace), queue(device, stream));
+}
+
+void grouped_conv2d_wgrad(const rk::ConvProblem& p, uintptr_t x, uintptr_t dy, uintptr_t dw,
+                          uintptr_t workspace, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  rk::cuda::grouped_conv2d_wgrad(p, pointer<const void>(x), pointer<const void>(dy), pointer<void>(dw),
                                  pointer<void>(workspace), queue(device, stream));
 }
 
@@ -68,6 +85,36 @@ py::dict forward_plan(const rk::ConvProblem& p) {
   return result;
 }
 
+// The launch of the gradient of the input in float.
+py::dict dgrad_float_plan(const rk::ConvProblem& p) {
+  py::dict result;
+  if (p.stride[0] == 1 && p.stride[1] == 1) {
+    const auto plan = rk::cuda::plan_forward_float(rk::cuda::transposed(p));
+    result["grid"] = py::make_tuple(plan.tiles() * plan.channel_blocks, 1);
+    result["shared_bytes"] = plan.shared_bytes();
+  } else {
+    const auto plan = rk::cuda::plan_dgrad_float(p, true);
+    result["grid"] = py::make_tuple(plan.blocks(), 1);
+    result["shared_bytes"] = plan.shared_bytes();
+  }
+  return result;
+}
+
+// The first launch of the gradient of the weights in float.
+py::dict wgrad_float_plan(const rk::ConvProblem& p) {
+  const auto plan = rk::cuda::plan_wgrad_float(p, true);
+  py::dict result;
+  result["grid"] = py::make_tuple(plan.splits * plan.tile_blocks, 1);
+  result["threads"] = rk::cuda::kWgradThreads;
+  result["splits"] = plan.splits;
+  result["tile"] = py::make_tuple(plan.tile_out, plan.tile_in);
+  result["tiles"] = plan.tiles;
+  result["columns"] = plan.columns;
+  result["units"] = plan.units;
+  result["split_units"] = plan.split_units;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(RK_MODULE, m) {
@@ -79,7 +126,13 @@ PYBIND11_MODULE(RK_MODULE, m) {
       .def("forward_plan", &forward_plan)
       .def("workspace", &rk::cuda::grouped_conv2d_workspace)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
-      .def("grouped_conv2d_stats", &grouped_conv2d_stats);
+      .def("grouped_conv2d_stats", &grouped_conv2d_stats)
+      .def("backward_reasons", &rk::cuda::grouped_conv2d_backward_reasons)
+      .def("backward_workspace", &rk::cuda::grouped_conv2d_backward_workspace)
+      .def("dgrad_float_plan", &dgrad_float_plan)
+      .def("wgrad_float_plan", &wgrad_float_plan)
+      .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
+      .def("grouped_conv2d_wgrad", &grouped_conv2d_wgrad);
   py::class_<rk::ImageProblem>(m, "ImageProblem", py::module_local())
       .def(py::init(&rk::image_problem), "n"_a, "c"_a, "pixels"_a, "channels_last"_a, "dtype"_a)
       .def("bn_stats_workspace", &rk::cuda::bn_stats_workspace)

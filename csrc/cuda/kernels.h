@@ -28,6 +28,19 @@ void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const void* w, void
 void grouped_conv2d_stats(const ConvProblem& p, const void* x, const void* w, void* z,
                           const BatchStats& stats, void* workspace, const Queue& queue);
 
+// Why grouped_conv2d_dgrad and grouped_conv2d_wgrad do not take p; empty where they do.
+std::vector<std::string> grouped_conv2d_backward_reasons(const ConvProblem& p);
+
+// Bytes that either of them wants at `workspace`, aligned to 256.
+int64_t grouped_conv2d_backward_workspace(const ConvProblem& p);
+
+void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const void* w, void* dx, void* workspace,
+                          const Queue& queue);
+
+// dw has the strides of p's weights.
+void grouped_conv2d_wgrad(const ConvProblem& p, const void* x, const void* dy, void* dw, void* workspace,
+                          const Queue& queue);
+
 // Bytes that bn_stats wants at `workspace`, aligned to 256.
 int64_t bn_stats_workspace(const ImageProblem& p);
 

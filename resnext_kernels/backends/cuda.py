@@ -9,7 +9,7 @@ from ..problem import ConvProblem, memory_format
 
 NAME = DEVICE = "cuda"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/problem.h
-_CONVOLUTIONS = ("grouped_conv2d", "grouped_conv2d_affine_act", "grouped_conv2d_stats")
+_CONVOLUTIONS = ("grouped_conv2d", "grouped_conv2d_affine_act", "grouped_conv2d_stats", "grouped_conv2d_backward")
 _ALIGNMENT = 16
 
 
@@ -39,7 +39,7 @@ def unsupported_reasons(op, problem) -> list[str]:
         return reasons
     if problem.layout != "nhwc":
         reasons.append("takes channels_last images, got NCHW: x.to(memory_format=torch.channels_last)")
-    return reasons + memoised(_native_reasons, problem)
+    return reasons + memoised(_native_reasons, problem, op.endswith("backward"))
 
 
 def not_automatic_reasons(op, problem) -> list[str]:
@@ -56,8 +56,9 @@ def _native_conv(problem, weight_strides):
     return _native._cuda.ConvProblem(problem.sizes, images, weight_strides, images, _DTYPES.index(problem.dtype))
 
 
-def _native_reasons(problem) -> list[str]:
-    return _native_conv(problem, (0, 0, 0, 0)).reasons()
+def _native_reasons(problem, backward) -> list[str]:
+    native = _native_conv(problem, (0, 0, 0, 0))
+    return native.backward_reasons() if backward else native.reasons()
 
 
 def _native_image(shape, channels_last, dtype):
@@ -146,3 +147,22 @@ def affine_act(z, scale, shift, residual, activation):
         ACTIVATIONS.index(activation), *queue(z),
     )  # fmt: skip
     return y
+
+
+def grouped_conv2d_backward(grad_output, x, weight, stride, padding, dilation, groups, output_mask):
+    problem = ConvProblem.from_tensors(x, weight, stride, padding, dilation, groups)
+    native = memoised(_native_conv, problem, weight.stride())
+    grad, x = _dense(grad_output, torch.channels_last), _dense(x, torch.channels_last)
+    workspace = _workspace(x, native.backward_workspace())
+    dx = dw = db = x.new_empty(0)
+    if output_mask[0]:
+        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        addresses = grad.data_ptr(), weight.data_ptr(), dx.data_ptr(), workspace.data_ptr()
+        native.grouped_conv2d_dgrad(*addresses, *queue(x))
+    if output_mask[1]:
+        dw = torch.empty_like(weight, memory_format=memory_format(weight))
+        addresses = x.data_ptr(), grad.data_ptr(), dw.data_ptr(), workspace.data_ptr()
+        memoised(_native_conv, problem, dw.stride()).grouped_conv2d_wgrad(*addresses, *queue(x))
+    if output_mask[2]:
+        db = grad_output.float().sum((0, 2, 3)).to(x.dtype)
+    return dx, dw, db
