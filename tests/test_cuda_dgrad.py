@@ -63,7 +63,7 @@ class Case:
 def test_exact(kernels, text, dtype):
     for activation in (None, "identity", "relu"):
         case = Case(text, dtype, activation)
-        assert not case.native.dgrad_reasons()
+        assert not case.native.backward_reasons()
         for _ in modes(kernels, text):
             case.run()
             assert torch.equal(case.dx, case.expected_dx)
@@ -74,7 +74,7 @@ def test_exact(kernels, text, dtype):
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_reasons(text):
-    reasons = cuda._native_conv(_problem(text, torch.float16), (0, 0, 0, 0)).dgrad_reasons()
+    reasons = cuda._native_conv(_problem(text, torch.float16), (0, 0, 0, 0)).backward_reasons()
     assert any(REFUSED[text] in reason for reason in reasons)
 
 

@@ -4,7 +4,10 @@
 #ifdef RESNEXT_KERNELS_EMULATION
 #include "emulation_bindings.h"
 #endif
+#include "grouped_conv2d_dgrad_float_plan.h"
+#include "grouped_conv2d_fwd_float_plan.h"
 #include "grouped_conv2d_plan.h"
+#include "grouped_conv2d_wgrad_float_plan.h"
 #include "grouped_conv2d_wgrad_tensor.h"
 #include "kernels.h"
 #include "problem_bindings.h"
@@ -127,6 +130,36 @@ py::dict wgrad_plan(const rk::ConvProblem& p) {
   return result;
 }
 
+// The launch of the gradient of the input in float.
+py::dict dgrad_float_plan(const rk::ConvProblem& p) {
+  py::dict result;
+  if (p.stride[0] == 1 && p.stride[1] == 1) {
+    const auto plan = rk::cuda::plan_forward_float(rk::cuda::transposed(p));
+    result["grid"] = py::make_tuple(plan.tiles() * plan.channel_blocks, 1);
+    result["shared_bytes"] = plan.shared_bytes();
+  } else {
+    const auto plan = rk::cuda::plan_dgrad_float(p, true);
+    result["grid"] = py::make_tuple(plan.blocks(), 1);
+    result["shared_bytes"] = plan.shared_bytes();
+  }
+  return result;
+}
+
+// The first launch of the gradient of the weights in float.
+py::dict wgrad_float_plan(const rk::ConvProblem& p) {
+  const auto plan = rk::cuda::plan_wgrad_float(p, true);
+  py::dict result;
+  result["grid"] = py::make_tuple(plan.splits * plan.tile_blocks, 1);
+  result["threads"] = rk::cuda::kWgradThreads;
+  result["splits"] = plan.splits;
+  result["tile"] = py::make_tuple(plan.tile_out, plan.tile_in);
+  result["tiles"] = plan.tiles;
+  result["columns"] = plan.columns;
+  result["units"] = plan.units;
+  result["split_units"] = plan.split_units;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(RK_MODULE, m) {
@@ -139,10 +172,12 @@ PYBIND11_MODULE(RK_MODULE, m) {
       .def("workspace", &rk::cuda::grouped_conv2d_workspace)
       .def("grouped_conv2d_fwd", &grouped_conv2d_fwd)
       .def("grouped_conv2d_stats", &grouped_conv2d_stats)
-      .def("dgrad_reasons", &rk::cuda::grouped_conv2d_dgrad_reasons)
+      .def("backward_reasons", &rk::cuda::grouped_conv2d_backward_reasons)
       .def("dgrad_workspace", &rk::cuda::grouped_conv2d_dgrad_workspace)
       .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
       .def("wgrad_plan", &wgrad_plan)
+      .def("dgrad_float_plan", &dgrad_float_plan)
+      .def("wgrad_float_plan", &wgrad_float_plan)
       .def("wgrad_workspace", &rk::cuda::grouped_conv2d_wgrad_workspace)
       .def("grouped_conv2d_wgrad", &grouped_conv2d_wgrad);
   py::class_<rk::ImageProblem>(m, "ImageProblem", py::module_local())

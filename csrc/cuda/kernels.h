@@ -28,17 +28,19 @@ void grouped_conv2d_fwd(const ConvProblem& p, const void* x, const void* w, void
 void grouped_conv2d_stats(const ConvProblem& p, const void* x, const void* w, void* z,
                           const BatchStats& stats, void* workspace, const Queue& queue);
 
-// The same of grouped_conv2d_dgrad.
-std::vector<std::string> grouped_conv2d_dgrad_reasons(const ConvProblem& p);
-int64_t grouped_conv2d_dgrad_workspace(const ConvProblem& p);
+// Why grouped_conv2d_dgrad and grouped_conv2d_wgrad do not take p; empty where they do.
+std::vector<std::string> grouped_conv2d_backward_reasons(const ConvProblem& p);
 
-// The gradient of x for dy, that of the convolution's output or, where bn.z is not null, of what follows it:
-// then the output's own gradient goes to dz, if that is not null.
+// Bytes that each wants at `workspace`, aligned to 256.
+int64_t grouped_conv2d_dgrad_workspace(const ConvProblem& p);
+int64_t grouped_conv2d_wgrad_workspace(const ConvProblem& p);
+
+// dx for dy, the gradient of the convolution's output or, in 16 bits and where bn.z is not null, of what
+// follows it: then the output's own gradient goes to dz, if that is not null.
 void grouped_conv2d_dgrad(const ConvProblem& p, const void* dy, const void* w, void* dx, const BnBackward& bn,
                           void* dz, void* workspace, const Queue& queue);
 
-// The gradient of the weights, in their dtype and strides, for dz, that of the convolution's output.
-int64_t grouped_conv2d_wgrad_workspace(const ConvProblem& p);
+// dw, with the strides of p's weights, for dz, the gradient of the convolution's output.
 void grouped_conv2d_wgrad(const ConvProblem& p, const void* x, const void* dz, void* dw, void* workspace,
                           const Queue& queue);
 

@@ -76,7 +76,7 @@ def _native_conv(problem, weight_strides):
 
 def _native_reasons(problem, gradients) -> list[str]:
     native = _native_conv(problem, (0, 0, 0, 0))
-    return native.dgrad_reasons() if gradients else native.reasons()
+    return native.backward_reasons() if gradients else native.reasons()
 
 
 def _native_image(shape, channels_last, dtype):
