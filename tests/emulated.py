@@ -62,6 +62,14 @@ def as_cuda(module):
         backends.forget()
 
 
+def modes(module, text: str):
+    """Two modes of the emulation, that differ in everything; which ones goes by the case."""
+    first = sum(map(ord, text)) % len(MODES)
+    for mode in (MODES[first], MODES[(first + 4) % len(MODES)]):
+        module.configure(**mode)
+        yield mode
+
+
 def variants(problem):
     """The problem in every dtype."""
     return [replace(problem, dtype=dtype, layout="nhwc") for dtype in cuda._DTYPES]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from emulated import MODES
+from emulated import modes
 
 import resnext_kernels as rk
 from resnext_kernels.backends import cuda
@@ -29,7 +29,6 @@ PROBLEMS = [
 # What float32 takes besides, and tensor cores do not.
 ONLY_FLOAT32 = ["n2_c9_h5_g3", "n1_c25_h7_g5_s3", "n1_c80_h6_g2", "n1_c6_o9_h7_w5_g3_p2_d2_s2", "n1_c64_h9_g1",
                 "n1_c12_h4_g4"]  # fmt: skip
-MEMORY = ["n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n1_c1_h3_w3", "n2_c200_h4_w6"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,20 +41,12 @@ def _problem(text, dtype):
     return replace(ConvProblem.parse(text), dtype=dtype, layout="nhwc")
 
 
-def _modes(module, text):
-    """Two modes of the emulation, that differ in everything; which ones goes by the case."""
-    first = sum(map(ord, text)) % len(MODES)
-    for mode in (MODES[first], MODES[(first + 4) % len(MODES)]):
-        module.configure(**mode)
-        yield mode
-
-
 @pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_exact(kernels, text, dtype):
     problem = _problem(text, dtype)
     assert not cuda.unsupported_reasons("grouped_conv2d", problem)
-    for _ in _modes(kernels, text):
+    for _ in modes(kernels, text):
         assert exact.mismatch("grouped_conv2d", problem, "cuda") is None
         assert exact.mismatch("grouped_conv2d_affine_act", problem, "cuda") is None
 
@@ -71,7 +62,7 @@ def test_exact_in_float32(kernels, text):
 @pytest.mark.parametrize("text", PROBLEMS[::2])
 def test_gates(kernels, text, dtype):
     problem = _problem(text, dtype)
-    for _ in _modes(kernels, text):
+    for _ in modes(kernels, text):
         for op, activation in (("grouped_conv2d_affine_act", "silu"), ("grouped_conv2d_stats", "identity")):
             verdict = verify(op, problem, "cuda", activation=activation)
             assert verdict.passed, verdict
@@ -81,19 +72,6 @@ def test_an_empty_batch():
     args = cases.make("grouped_conv2d_stats", _problem("n0_c16_h5_g2", torch.float16), integers=True)
     z, mean, m2 = cuda.grouped_conv2d_stats(*args)  # without the dispatch, to which an empty image reads as NCHW
     assert z.shape == (0, 16, 5, 5) and not mean.any() and not m2.any()
-
-
-@pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("text", MEMORY)
-def test_images(kernels, text, layout, dtype):
-    problem = replace(_problem(text, dtype), layout=layout)
-    for _ in _modes(kernels, text):
-        for activation in ("relu", "identity"):
-            assert exact.mismatch("affine_act", problem, "cuda", activation=activation) is None
-        assert verify("affine_act", problem, "cuda", activation="silu").passed
-        verdict = verify("bn_stats", problem, "cuda")
-        assert verdict.passed, verdict
 
 
 @pytest.mark.parametrize("text", ["n2_c128_h56_g32", "n2_c256_h28_g32_s2", "n16_c64_h7_g2"])
