@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CUDA = ROOT / "csrc/cuda"
-FORWARD, IMAGES = "tests/test_cuda_forward.py", "tests/test_cuda_images.py"
+FORWARD, IMAGES, PLAN = (f"tests/test_cuda_{name}.py" for name in ("forward", "images", "plan"))
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ftrivial-auto-var-init=pattern", "-w",
          "-ffp-contract=off", "-fsanitize=bounds", "-fno-sanitize-recover=bounds", "-DRESNEXT_KERNELS_EMULATION",
          "-DRK_MODULE=_emulated"]  # fmt: skip
@@ -42,35 +42,35 @@ class Subject:
     tests: tuple[tuple[str, str], ...]  # (files, what -k takes)
 
 
+HALF = "(test_exact or test_gates or test_nothing) and not bfloat16 and not float32"
 SUBJECTS = {
     # One type alone: the half of the kernels that are built find what the other would.
     "tensor": Subject(
-        ("grouped_conv2d_block.cuh", "grouped_conv2d_fwd_tensor.cuh", "grouped_conv2d_prepack.cuh"),
+        ("grouped_conv2d_block.cuh", "grouped_conv2d_fwd_tensor.cuh", "grouped_conv2d_fwd_tensor.cu",
+         "grouped_conv2d_fwd_launch.cuh", "grouped_conv2d_prepack.cuh"),
         ("grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu"),
-        ((FORWARD, "(test_exact or test_gates or test_nothing) and not bfloat16 and not float32"),),
+        ((FORWARD, HALF),),
+    ),
+    "tensor_plan": Subject(
+        ("grouped_conv2d_plan.cpp", "grouped_conv2d_plan.h"),
+        ("grouped_conv2d_plan.cpp", "grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu"),
+        ((PLAN, ""), (FORWARD, HALF)),
     ),
     "float32": Subject(
         ("grouped_conv2d_fwd_float.cuh", "grouped_conv2d_fwd_float_block.cuh", "grouped_conv2d_fwd_float_plan.cpp",
-         "grouped_conv2d_fwd_float_plan.h", "grouped_conv2d_fwd_float.cu"),
-        ("grouped_conv2d_fwd_float.cu", "grouped_conv2d_fwd_float_plan.cpp"),
+         "grouped_conv2d_fwd_float_plan.h", "grouped_conv2d_fwd_float.cu", "grouped_conv2d_fwd.cu"),
+        ("grouped_conv2d_fwd_float.cu", "grouped_conv2d_fwd_float_plan.cpp", "grouped_conv2d_fwd.cu"),
         ((FORWARD, "test_exact and float32"), (FORWARD, "test_gates and float32")),
     ),
-    "bn_stats": Subject(
-        ("bn_stats.cuh", "bn_stats.cu"), ("bn_stats.cu",),
-        ((IMAGES, ""),),
-    ),
-    "affine_act": Subject(
-        ("affine_act.cuh", "affine_act.cu"), ("affine_act.cu",),
-        ((IMAGES, ""),),
-    ),
+    "bn_stats": Subject(("bn_stats.cuh", "bn_stats.cu"), ("bn_stats.cu",), ((IMAGES, ""),)),
+    "affine_act": Subject(("affine_act.cuh", "affine_act.cu", "element.h"), ("affine_act.cu",), ((IMAGES, ""),)),
     "channel_stats": Subject(
         ("channel_stats.cuh", "channel_stats.cu"),
         ("bn_stats.cu", "channel_stats.cu", "grouped_conv2d_fwd_float.cu"),
         ((IMAGES, ""), (FORWARD, "test_gates and float32")),
     ),
     "images_plan": Subject(
-        ("images_plan.h",), ("affine_act.cu", "bn_stats.cu"),
-        ((IMAGES, ""),),
+        ("images_plan.h", "plan_arithmetic.h"), ("affine_act.cu", "bn_stats.cu"), ((IMAGES, ""),)
     ),
 }  # fmt: skip
 
