@@ -1,117 +1,272 @@
-"""How much of the CUDA forward the tests notice: small defects, one at a time, under emulation.
+"""How much of the CUDA kernels the tests notice: small defects, one at a time, under emulation.
 
-python scripts/mutate_cuda.py [--every N] prints each defect that survives and, last, how many were caught. Every
-defect costs a build of about ten seconds, so that --every N takes each N-th. Defects are mechanical: a barrier, wait,
-commit or other statement left out, a comparison or a sum turned round, a number off by one, two fragments exchanged.
+python scripts/mutate_cuda.py [--only SUBJECT] [--every N] [--offset K] prints each defect that survives and, for each
+subject, how many were caught. A defect costs seconds: --every takes each N-th one, from the K-th on. Defects are
+mechanical: a call such as a barrier, wait, commit or store left out, a bound or mask always or never met, a comparison
+or a sum turned round, a number or an index off by one, two fragments exchanged. Those that compile to the same code
+are no defects.
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (
-    "grouped_conv2d_rows.cuh",
-    "grouped_conv2d_block.cuh",
-    "grouped_conv2d_fwd_tensor.cuh",
-    "grouped_conv2d_prepack.cuh",
+CUDA = ROOT / "csrc/cuda"
+FORWARD, DGRAD, WGRAD, BACKWARD, BACKWARD_FLOAT, IMAGES, IMAGES_BACKWARD, PLAN = (
+    f"tests/test_cuda_{name}.py"
+    for name in ("forward", "dgrad", "wgrad", "backward", "backward_float", "images", "images_backward", "plan")
 )
-# What is built anew for each defect: the half of the kernels of one type finds what the other would.
-UNITS = ("grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu")
-TESTS = "test_exact or test_gates or test_nothing"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ftrivial-auto-var-init=pattern", "-w",
-         "-ffp-contract=off", "-DRESNEXT_KERNELS_EMULATION"]  # fmt: skip
+         "-ffp-contract=off", "-fsanitize=bounds", "-fno-sanitize-recover=bounds", "-DRESNEXT_KERNELS_EMULATION",
+         "-DRK_MODULE=_emulated"]  # fmt: skip
+# Of the tests of one defect: the slowest take a tenth of it, and what needs more hangs.
+MOST_CPU_SECONDS = 120
 
-TURNED = {" < ": " <= ", " <= ": " < ", " >= ": " > ", " == ": " != ", " && ": " || ", " || ": " && ", " + ": " - ",
-          " - ": " + ", " % ": " / ", " / ": " % "}  # fmt: skip
+
+@dataclass(frozen=True)
+class Subject:
+    """Sources whose lines become defects, what is built anew where it includes them, and the tests in their order."""
+
+    sources: tuple[str, ...]
+    units: tuple[str, ...]
+    tests: tuple[tuple[str, str], ...]  # (files, what -k takes)
+
+
+HALF = "(test_exact or test_gates or test_nothing) and not bfloat16 and not float32"
+SUBJECTS = {
+    # One type alone: the half of the kernels that are built find what the other would.
+    "tensor": Subject(
+        ("grouped_conv2d_rows.cuh", "grouped_conv2d_block.cuh", "grouped_conv2d_warp.cuh",
+         "grouped_conv2d_fwd_tensor.cuh", "grouped_conv2d_fwd_tensor.cu", "grouped_conv2d_fwd_launch.cuh",
+         "grouped_conv2d_prepack.cuh", "grouped_conv2d_prepack.cu"),
+        ("grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu", "grouped_conv2d_prepack.cu"),
+        ((FORWARD, HALF),),
+    ),
+    "dgrad": Subject(
+        ("grouped_conv2d_dgrad_strided.cuh", "grouped_conv2d_input.cuh", "grouped_conv2d_dgrad_tensor.cu"),
+        ("grouped_conv2d_dgrad_half.cu", "grouped_conv2d_fwd_half.cu", "grouped_conv2d_dgrad_tensor.cu"),
+        ((DGRAD, "not bfloat16"), (BACKWARD, "test_gates and float16 and not bfloat16")),
+    ),
+    "wgrad": Subject(
+        ("grouped_conv2d_wgrad_block.cuh", "grouped_conv2d_wgrad_tensor.cuh", "grouped_conv2d_wgrad_launch.cuh",
+         "grouped_conv2d_wgrad_tensor.cu", "grouped_conv2d_wgrad_plan.cpp", "grouped_conv2d_wgrad_plan.h"),
+        ("grouped_conv2d_wgrad_half.cu", "grouped_conv2d_wgrad_tensor.cu", "grouped_conv2d_wgrad_plan.cpp"),
+        ((WGRAD, "not bfloat16"),),
+    ),
+    "tensor_plan": Subject(
+        ("grouped_conv2d_plan.cpp", "grouped_conv2d_plan.h"),
+        ("grouped_conv2d_plan.cpp", "grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu"),
+        ((PLAN, ""), (FORWARD, HALF)),
+    ),
+    "float32": Subject(
+        ("grouped_conv2d_fwd_float.cuh", "grouped_conv2d_fwd_float_block.cuh", "grouped_conv2d_fwd_float_plan.cpp",
+         "grouped_conv2d_fwd_float_plan.h", "grouped_conv2d_fwd_float.cu", "grouped_conv2d_fwd.cu"),
+        ("grouped_conv2d_fwd_float.cu", "grouped_conv2d_fwd_float_plan.cpp", "grouped_conv2d_fwd.cu"),
+        ((FORWARD, "test_exact and float32"), (FORWARD, "test_gates and float32")),
+    ),
+    "bn_stats": Subject(("bn_stats.cuh", "bn_stats.cu"), ("bn_stats.cu",), ((IMAGES, ""),)),
+    "affine_act": Subject(("affine_act.cuh", "affine_act.cu", "element.h"), ("affine_act.cu",), ((IMAGES, ""),)),
+    "backward_float": Subject(
+        ("grouped_conv2d_dgrad_float.cuh", "grouped_conv2d_dgrad_float.cu", "grouped_conv2d_dgrad_float_plan.cpp",
+         "grouped_conv2d_wgrad_float.cuh", "grouped_conv2d_wgrad_float.cu", "grouped_conv2d_wgrad_float_plan.cpp",
+         "float_vector.cuh", "grouped_conv2d_wgrad_merge.cu"),
+        ("grouped_conv2d_dgrad_float.cu", "grouped_conv2d_dgrad_float_plan.cpp", "grouped_conv2d_wgrad_float.cu",
+         "grouped_conv2d_wgrad_float_plan.cpp", "grouped_conv2d_wgrad_merge.cu"),
+        ((BACKWARD_FLOAT, ""),),
+    ),
+    "bn_act_reduce": Subject(
+        ("bn_act_reduce.cuh", "bn_act_reduce.cu", "compensated_sum.cuh"), ("bn_act_reduce.cu",),
+        ((IMAGES_BACKWARD, ""),),
+    ),
+    "affine_act_backward": Subject(
+        ("affine_act_backward.cuh", "affine_act_backward.cu", "activation.cuh", "channel_walk.cuh"),
+        ("affine_act_backward.cu",), ((IMAGES_BACKWARD, ""),),
+    ),
+    "channel_stats": Subject(
+        ("channel_stats.cuh", "channel_stats.cu"),
+        ("bn_stats.cu", "channel_stats.cu", "grouped_conv2d_fwd_float.cu"),
+        ((IMAGES, ""), (FORWARD, "test_gates and float32")),
+    ),
+    "images_plan": Subject(
+        ("images_plan.h", "plan_arithmetic.h"), ("affine_act.cu", "bn_stats.cu"), ((IMAGES, ""),)
+    ),
+}  # fmt: skip
+
+TURNED = {" < ": " <= ", " <= ": " < ", " >= ": " > ", " > ": " >= ", " == ": " != ", " != ": " == ", " && ": " || ",
+          " || ": " && ", " + ": " - ", " - ": " + ", " % ": " / ", " / ": " % ", " += ": " = ",
+          " ? ": " || true ? ", "? ": "&& false ? "}  # fmt: skip
 EXCHANGED = {"w[0], w[1]": "w[1], w[0]", "w[2 * n], w[2 * n + 1]": "w[2 * n + 1], w[2 * n]",
              "last[2 * n], last[2 * n + 1]": "last[2 * n + 1], last[2 * n]", "sum[0], n, 0": "sum[1], n, 0",
-             "words[2 * n + half]": "words[2 * half + n]", "low | high": "high | low"}  # fmt: skip
-CALLS = r"sync_threads|cp_async_\w+|block\.\w+|warp\.\w+|fill_tables|clear_stages|clear|if \(kh == 0"
-STATEMENT = re.compile(rf"^\s*({CALLS}).*;$")
+             "words[2 * n + half]": "words[2 * half + n]", "low | high": "high | low", ".mean": ".m2",
+             ".scale": ".shift"}  # fmt: skip
+# A longer array is no defect.
+ARRAYS = re.compile(r"\s*[\w:<>]+ \w+\[[^=(]*;")
+NO_CODE = re.compile(r"\s*(#|//|template|static_assert|using|namespace|static constexpr|struct)|\s*$")
+CALL = re.compile(r"^\s*[\w.:]+(<[^;]*>)?\(.*\);$")
+LEAVE = re.compile(r"^\s*(if \(.*\) )?(return|continue|break);$")
 
 
-def defects(text: str):
-    """(line number, the line as it becomes) of every defect of a source."""
-    for number, line in enumerate(text.splitlines()):
-        code = line.split("//")[0]
-        if re.match(r"\s*(#|//|template|static_assert|using|namespace|static constexpr)", line) or not code.strip():
-            continue
-        if STATEMENT.match(code):
-            yield number, re.sub(r"\S.*", ";", code, count=1)
-        for old, new in (TURNED | EXCHANGED).items():
-            for match in re.finditer(re.escape(old), code):
-                yield number, code[: match.start()] + new + code[match.end() :]
-        for match in re.finditer(r"(?<![\w.<])\d+(?![\w.>])", code):
-            yield number, code[: match.start()] + str(int(match[0]) + 1) + code[match.end() :]
+def changes(code: str):
+    """The line as it becomes with each defect."""
+    if CALL.match(code) or LEAVE.match(code):
+        yield re.sub(r"\S.*", ";", code, count=1)
+    for old, new in (TURNED | EXCHANGED).items():
+        for match in re.finditer(re.escape(old), code):
+            yield code[: match.start()] + new + code[match.end() :]
+    for match in re.finditer(r"(?<![\w.<])\d+(?![\w.>])", code):
+        yield code[: match.start()] + str(int(match[0]) + 1) + code[match.end() :]
+    for match in re.finditer(r"(?<=\w\[)(?!k[A-Z])[a-z]\w*(?=\])", code):
+        yield f"{code[: match.end()]} + 1{code[match.end() :]}"
+    for match in re.finditer(r"(?<=\bif \()[^()]*(?:\([^()]*\)[^()]*)*(?=\))", code):
+        for always in ("true", "false"):
+            yield code[: match.start()] + always + code[match.end() :]
 
 
-def compile_unit(unit, folder, target, *first_includes):
-    includes = [f"-I{path}" for path in (*first_includes, ROOT / "csrc", ROOT / "csrc/cuda", ROOT / "tests/cuda")]
-    command = ["g++", *FLAGS, *includes, "-x", "c++", "-c", folder / unit, "-o", target]
-    return subprocess.run(command, capture_output=True).returncode == 0
+def defects(source: str):
+    """(source, line number, the line as it becomes) of every defect of a source."""
+    for number, line in enumerate((CUDA / source).read_text().splitlines()):
+        if not NO_CODE.match(line) and not ARRAYS.match(line):
+            for changed in dict.fromkeys(changes(line.split("//")[0].rstrip())):
+                yield source, number, changed
 
 
-def build_rest(folder):
-    """The objects that no defect touches."""
-    rest = [path for path in (ROOT / "csrc/cuda").glob("*.c*") if path.suffix != ".cuh" and path.name not in UNITS]
-    includes = subprocess.run([sys.executable, "-m", "pybind11", "--includes"], capture_output=True, text=True).stdout
-    objects = []
-    for path in rest:
-        objects.append(folder / f"{path.name}.o")
-        paths = [f"-I{ROOT / each}" for each in ("csrc", "csrc/cuda", "tests/cuda")] + includes.split()
-        command = ["g++", *FLAGS, "-DRK_MODULE=_emulated", *paths, "-x", "c++", "-c", path, "-o", objects[-1]]
-        subprocess.run(command, check=True)
-    return objects
+def compile_unit(unit: Path, target: Path, *options) -> bool:
+    includes = [f"-I{path}" for path in (ROOT / "csrc", CUDA, ROOT / "tests/cuda")]
+    # Relative names: an object must not tell where it was compiled.
+    command = ["g++", *FLAGS, *includes, *options, "-x", "c++", "-c", unit.name, "-o", target]
+    return subprocess.run(command, cwd=unit.parent, capture_output=True).returncode == 0
 
 
-def is_caught(source, number, line, rest) -> str:
-    """ "build", "tests" or "", if nothing notices."""
+def link(module: Path, objects) -> None:
+    subprocess.run(["g++", "-shared", "-fsanitize=bounds", "-o", module, *objects], check=True)
+
+
+class Baseline:
+    """All objects without a defect, and what each was made of."""
+
+    def __init__(self, folder: Path, jobs: int):
+        command = [sys.executable, "-m", "pybind11", "--includes"]
+        pybind11 = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        self.folder = folder
+        self.units = [path for path in CUDA.iterdir() if path.suffix in (".cu", ".cpp")]
+        with ThreadPoolExecutor(jobs) as pool:
+            done = list(
+                pool.map(lambda unit: compile_unit(unit, self.object(unit.name), *pybind11, "-MMD"), self.units)
+            )
+        assert all(done), "the kernels do not compile"
+        link(folder / "_emulated.so", [self.object(unit.name) for unit in self.units])
+
+    def object(self, unit: str) -> Path:
+        return self.folder / f"{unit}.o"
+
+    def includes(self, unit: str, source: str) -> bool:
+        made_of = self.object(unit).with_suffix(".d").read_text().split()
+        return source in (Path(word).name for word in made_of)
+
+    def others(self, units) -> list[Path]:
+        return [self.object(unit.name) for unit in self.units if unit.name not in units]
+
+
+def run_tests(module: Path, file: str, keyword: str) -> bool:
+    """Whether they pass; in a fork, which need not import torch, and may crash or hang."""
+    child = os.fork()
+    if child == 0:
+        import pytest
+        import torch
+
+        resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_SECONDS, MOST_CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        torch.set_num_threads(1)
+        os.environ["RESNEXT_KERNELS_EMULATED"] = str(module)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1), os.dup2(silence, 2)
+        os._exit(pytest.main(["-qx", "-p", "no:cacheprovider", "-k", keyword, file]))
+    return os.waitpid(child, 0)[1] == 0
+
+
+def outcome(baseline: Baseline, subject: Subject, source: str, number: int, line: str) -> str:
+    """What notices the defect: "build", "tests", "nothing", or "same" if it is none."""
+    units = [unit for unit in subject.units if baseline.includes(unit, source)]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in (ROOT / "csrc/cuda").glob("grouped_conv2d_*"):
-            shutil.copy(path, folder)
+        # Headers find each other beside themselves: all of them are there.
+        folder = Path(shutil.copytree(CUDA, Path(name) / "cuda"))
         lines = (folder / source).read_text().splitlines()
         lines[number] = line
         (folder / source).write_text("\n".join(lines) + "\n")
-        objects = [folder / f"{unit}.o" for unit in UNITS]
-        if not all(compile_unit(unit, folder, target, folder) for unit, target in zip(UNITS, objects, strict=True)):
+        objects = [folder / f"{unit}.o" for unit in units]
+        if not all(compile_unit(folder / unit, target) for unit, target in zip(units, objects, strict=True)):
             return "build"
-        module = folder / "_emulated.so"
-        subprocess.run(["g++", "-shared", "-o", module, *objects, *rest], check=True)
-        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-k",
-                   f"({TESTS}) and not bfloat16", ROOT / "tests/test_cuda_forward.py"]  # fmt: skip
-        environment = os.environ | {"RESNEXT_KERNELS_EMULATED": str(module)}
-        try:
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        except subprocess.TimeoutExpired:
-            return "tests"
-        return "" if done.returncode == 0 else "tests"
+        if all(
+            each.read_bytes() == baseline.object(unit).read_bytes() for each, unit in zip(objects, units, strict=True)
+        ):
+            return "same"
+        link(folder / "_emulated.so", [*objects, *baseline.others(units)])
+        passed = all(run_tests(folder / "_emulated.so", *tests) for tests in subject.tests)
+        return "nothing" if passed else "tests"
+
+
+def import_tests() -> None:
+    """All that the tests import, once: the forks have it."""
+    import pytest
+
+    files = {file for subject in SUBJECTS.values() for file, _ in subject.tests}
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *files])
+
+
+_baseline = None  # in every worker
+
+
+def _judge(defect):
+    subject, *where = defect
+    return defect, outcome(_baseline, SUBJECTS[subject], *where)
+
+
+def judge_subject(name: str, jobs: int, every: int, offset: int) -> None:
+    assert all(run_tests(_baseline.folder / "_emulated.so", *tests) for tests in SUBJECTS[name].tests), "fails as it is"
+    made = [(name, *defect) for source in SUBJECTS[name].sources for defect in defects(source)][offset::every]
+    counts, start = Counter(), time.monotonic()
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for (_, source, number, line), by in pool.imap(_judge, made):
+            counts[by] += 1
+            if by == "nothing":
+                print(f"survives: {source}:{number + 1}: {line.strip()}", flush=True)
+    seconds = (time.monotonic() - start) * jobs / max(len(made), 1)
+    judged = counts["tests"] + counts["nothing"]
+    print(
+        f"{name}: {counts['tests']} of {judged} defects caught by tests; of {len(made)}, {counts['build']} do not "
+        f"compile and {counts['same']} change nothing; {seconds:.1f} s each",
+        flush=True,
+    )
 
 
 def main() -> None:
+    global _baseline
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SUBJECTS, help="one subject; all of them without")
     parser.add_argument("--every", type=int, default=1, help="only each N-th defect")
+    parser.add_argument("--offset", type=int, default=0, help="from the K-th on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    made = [(source, *defect) for source in SOURCES for defect in defects((ROOT / "csrc/cuda" / source).read_text())]
-    made = made[:: options.every]
+    os.chdir(ROOT)
+    import_tests()
     with tempfile.TemporaryDirectory() as folder:
-        rest = build_rest(Path(folder))
-        with ThreadPoolExecutor(options.jobs) as pool:
-            caught = list(pool.map(lambda defect: is_caught(*defect, rest), made))
-    for (source, number, line), by in zip(made, caught, strict=True):
-        if not by:
-            print(f"survives: {source}:{number + 1}: {line.strip()}", flush=True)
-    counts = {by: caught.count(by) for by in ("build", "tests", "")}
-    judged = len(made) - counts["build"]
-    print(f"{counts['tests']} of {judged} defects caught by tests; {counts['build']} more do not compile")
+        _baseline = Baseline(Path(folder), options.jobs)
+        for name in [options.only] if options.only else SUBJECTS:
+            judge_subject(name, options.jobs, options.every, options.offset)
 
 
 if __name__ == "__main__":

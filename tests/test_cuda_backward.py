@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
+from cuda_problems import ONLY_FLOAT32, PROBLEMS, nhwc
 from emulated import modes
-from test_cuda_forward import ONLY_FLOAT32, PROBLEMS, _problem
 
 import resnext_kernels as rk
 from resnext_kernels.backends import cuda
@@ -12,8 +12,10 @@ from resnext_kernels.testing import cases, exact
 from resnext_kernels.testing.verify import judge, verify
 
 OPS = ("grouped_conv2d_backward", "grouped_conv2d_affine_act_backward")
-CASES = [(text, dtype) for text in PROBLEMS for dtype in cuda._DTYPES]
-CASES += [(text, torch.float32) for text in ONLY_FLOAT32]
+HALVES = (torch.float16, torch.bfloat16)
+# More of float32: test_cuda_backward_float.py.
+CASES = [(text, dtype) for text in PROBLEMS for dtype in HALVES]
+CASES += [(text, torch.float32) for text in PROBLEMS[::5] + ONLY_FLOAT32]
 REFUSED = {"n1_c32_o64_h4_g1": "takes up to 32 channels a group", "n1_c16_h4_g2_p3_s2": "padding of up to 2 * dilation"}
 
 
@@ -23,7 +25,7 @@ def kernels(emulated_cuda):
 
 
 def _taken(text, dtype):
-    problem = _problem(text, dtype)
+    problem = nhwc(text, dtype)
     reasons = cuda.unsupported_reasons(OPS[0], problem)
     if dtype is torch.float32 or text not in REFUSED:
         assert not reasons
@@ -54,7 +56,7 @@ def test_gates(kernels, text, dtype):
 @pytest.mark.parametrize("op", OPS)
 def test_one_gradient_alone(op, dtype):
     """What is not asked for is empty, what is asked for has the bits that it has beside the other."""
-    args = cases.make(op, _problem("n2_c32_h6_w9_g4_s2", dtype), integers=False)
+    args = cases.make(op, nhwc("n2_c32_h6_w9_g4_s2", dtype), integers=False)
     wanted = len(args[-1])
     both = getattr(cuda, op)(*args)
     for i in range(wanted):
@@ -67,13 +69,13 @@ def test_one_gradient_alone(op, dtype):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
 def test_an_empty_batch(op, dtype):
-    args = cases.make(op, _problem("n0_c16_h5_g2", dtype), integers=True)
+    args = cases.make(op, nhwc("n0_c16_h5_g2", dtype), integers=True)
     dx, dw, *_ = getattr(cuda, op)(*args)
     assert dx.shape == (0, 16, 5, 5) and dw.shape == (16, 8, 3, 3) and not dw.any()
 
 
 def test_a_gradient_that_is_expanded_or_of_another_layout():
-    problem = _problem("n2_c16_h6_g2", torch.float16)
+    problem = nhwc("n2_c16_h6_g2", torch.float16)
     args = list(cases.make(OPS[0], problem, integers=True))
     args[0] = torch.ones((1, 1, 1, 1), dtype=torch.float16).expand(problem.output_shape)
     assert judge(OPS[0], tuple(args), cuda.grouped_conv2d_backward(*args)).ratio == 0

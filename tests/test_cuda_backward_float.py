@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cuda_problems import ONLY_FLOAT32, PROBLEMS, nhwc
 from emulated import modes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cuda_forward import ONLY_FLOAT32, PROBLEMS
 from test_cuda_plan import MOST_X, MOST_Y, SHARED
 
 from resnext_kernels.backends import cuda
-from resnext_kernels.problem import ConvProblem
 from resnext_kernels.testing import cases, exact, problems
 from resnext_kernels.testing.verify import call, verify
 
@@ -33,17 +32,13 @@ def kernels(emulated_cuda):
     yield emulated_cuda
 
 
-def _problem(text):
-    return replace(ConvProblem.parse(text), dtype=torch.float32, layout="nhwc")
-
-
 def _native(problem, weight_strides=(0, 0, 0, 0)):
     return cuda._native_conv(problem, weight_strides)
 
 
 @pytest.mark.parametrize("text", ALL)
 def test_exact(kernels, text):
-    problem = _problem(text)
+    problem = nhwc(text, torch.float32)
     assert not cuda.unsupported_reasons(OP, problem)
     for _ in modes(kernels, text):
         assert exact.mismatch(OP, problem, "cuda") is None
@@ -52,7 +47,7 @@ def test_exact(kernels, text):
 @pytest.mark.parametrize("text", ALL[::2])
 def test_gates(kernels, text):
     for _ in modes(kernels, text):
-        verdict = verify(OP, _problem(text), "cuda")
+        verdict = verify(OP, nhwc(text, torch.float32), "cuda")
         assert verdict.passed, verdict
 
 
@@ -64,7 +59,7 @@ def _arguments(problem):
 @pytest.mark.parametrize("text", ALL[::3])
 def test_nothing_beyond_the_tensors(kernels, text):
     """Loads and stores outside the tensors, and bytes stored twice, are errors of the emulation."""
-    problem = _problem(text)
+    problem = nhwc(text, torch.float32)
     (grad, x, weight), _ = _arguments(problem)
     native = _native(problem, weight.stride())
     dx, dw = torch.empty_like(x), torch.empty_like(weight)
@@ -82,13 +77,13 @@ def test_nothing_beyond_the_tensors(kernels, text):
 
 @pytest.mark.parametrize("text", ["n2_c16_h6_g4", "n2_c16_h6_g4_s2", "n1_c6_h7_g2_s3"])
 def test_weights_in_any_strides_and_images_at_any_address(text):
-    (grad, x, weight), rest = _arguments(_problem(text))
+    (grad, x, weight), rest = _arguments(nhwc(text, torch.float32))
     expected = call(OP, (grad, x, weight, *rest), "reference")
     strided = weight.transpose(2, 3).contiguous().transpose(2, 3)
     for weights in (weight.to(memory_format=torch.channels_last), strided):
         for got, want in zip(call(OP, (grad, x, weights, *rest), "cuda"), expected, strict=True):
             assert torch.equal(got, want)
-    native = _native(_problem(text), strided.stride())
+    native = _native(nhwc(text, torch.float32), strided.stride())
     images = [
         torch.empty(t.numel() + 1)[1:].view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for t in (grad, x, x)
     ]
@@ -102,24 +97,21 @@ def test_weights_in_any_strides_and_images_at_any_address(text):
 
 @pytest.mark.parametrize("mask", [[True, False, False], [False, True, False], [False, False, True]], ids=str)
 def test_what_is_not_asked_for_is_empty(mask):
-    tensors, rest = _arguments(_problem("n1_c8_h5_g2_s2"))
+    tensors, rest = _arguments(nhwc("n1_c8_h5_g2_s2", torch.float32))
     results = call(OP, (*tensors, *rest[:-1], mask), "cuda")
     assert [result.numel() > 0 for result in results] == mask
 
 
 @pytest.mark.parametrize("text", ["n0_c16_h5_g2", "n0_c16_h5_g2_s2", "n1_c8_h0_w5_g2_p2_s2", "n1_c8_h5_w0_g2_p2"])
 def test_images_without_pixels(text):
-    tensors, rest = _arguments(_problem(text))
+    tensors, rest = _arguments(nhwc(text, torch.float32))
     # Without the dispatch, to which an empty image reads as NCHW.
     dx, dw, _ = cuda.grouped_conv2d_backward(*tensors, *rest)
     assert dx.shape == tensors[1].shape and torch.equal(dw, torch.zeros_like(dw))
 
 
 def test_reasons():
-    problem = _problem("n1_c64_h5_g16")
-    half = replace(problem, dtype=torch.float16)
-    assert any("takes float32" in each for each in cuda.unsupported_reasons(OP, half))
-    five = replace(_problem("n1_c64_h5_g16_k5_p2"))
+    problem, five = (nhwc(text, torch.float32) for text in ("n1_c64_h5_g16", "n1_c64_h5_g16_k5_p2"))
     assert any("3x3" in each for each in cuda.unsupported_reasons(OP, five))
     assert any("channels_last" in each for each in cuda.unsupported_reasons(OP, replace(problem, layout="nchw")))
 
@@ -162,8 +154,8 @@ def test_plans(n, h, w, groups, width, out, stride, padding, dilation):
     if min(h, w) + 2 * padding < 2 * dilation + 1:
         return
     text = f"n{n}_c{groups * width}_h{h}_w{w}_o{groups * out}_g{groups}_s{stride}_p{padding}_d{dilation}"
-    _check_wgrad(_problem(text))
-    _check_dgrad(_problem(text))
+    _check_wgrad(nhwc(text, torch.float32))
+    _check_dgrad(nhwc(text, torch.float32))
 
 
 @pytest.mark.parametrize("batch", [1, 32, 256])

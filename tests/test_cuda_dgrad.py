@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from cuda_problems import PROBLEMS, nhwc
 from emulated import modes
-from test_cuda_forward import PROBLEMS, _problem
 
 from resnext_kernels.backends import cuda, reference
 from resnext_kernels.checks import ACTIVATIONS
@@ -27,7 +27,7 @@ class Case:
     """A problem's tensors, all of integers, and what its gradients are."""
 
     def __init__(self, text, dtype, activation):
-        self.problem = _problem(text, dtype)
+        self.problem = nhwc(text, dtype)
         args = cases.make("grouped_conv2d_affine_act_backward", self.problem, integers=True)
         self.grad, *self.bn, x, self.weight = args[:9]
         self.activation, conv = activation, args[9:13]
@@ -74,7 +74,7 @@ def test_exact(kernels, text, dtype):
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_reasons(text):
-    reasons = cuda._native_conv(_problem(text, torch.float16), (0, 0, 0, 0)).backward_reasons()
+    reasons = cuda._native_conv(nhwc(text, torch.float16), (0, 0, 0, 0)).backward_reasons()
     assert any(REFUSED[text] in reason for reason in reasons)
 
 

@@ -1,27 +1,23 @@
-"""The CUDA kernels of the ops on images alone under emulation: exact integers, error gates, memory."""
+"""The CUDA kernels over whole images under emulation: bn_stats and affine_act."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from emulated import MODES, modes
+from emulated import modes
 
-from resnext_kernels.backends import cuda
-from resnext_kernels.checks import ACTIVATIONS
-from resnext_kernels.problem import ConvProblem
+from resnext_kernels.backends import cuda, reference
+from resnext_kernels.problem import ConvProblem, memory_format
 from resnext_kernels.testing import cases, exact
-from resnext_kernels.testing.verify import call, judge, verify
+from resnext_kernels.testing.verify import judge, verify
 
-EXACT = ("affine_act", "affine_act_backward", "bn_act_reduce")
-OPS = (*EXACT, "bn_stats")
-BACKWARD = EXACT[1:]
-# Channels that are whole vectors, of one block and of several, and not; planes of less than a vector, of windows that
-# end with them and that do not, of several to a tile and of several tiles; rows of one tile and of several.
-SIZES = ["n2_c5_h7_w9", "n1_c64_h8", "n3_c24_h5", "n1_c1_h3", "n2_c200_h4_w6", "n3_c7_h1_w2", "n1_c3_h65_w64",
-         "n5_c8_h1", "n2_c328_h3", "n1_c8_h50_w42", "n9_c2_h7"]  # fmt: skip
-MASKS = [[True, True], [True, False], [False, True]]
-LAYOUTS = pytest.mark.parametrize("layout", cases.FORMATS)
-DTYPES = pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
+# Vectors and single channels; rows in several tiles, the last one short, and in several blocks of columns; planes
+# that share a tile, are cut into runs, begin anywhere in a vector, or are one pixel; one channel.
+PROBLEMS = [
+    "n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n1_c1_h3_w3", "n2_c200_h4_w6", "n3_c120_h9_w10", "n1_c264_h5_w7",
+    "n1_c260_h3_w7", "n2_c3_h26_w41", "n7_c3_h13_w13", "n9_c2_h8_w8", "n4_c1_h16_w17", "n70_c24_h1_w1", "n1_c24_h1_w1",
+    "n3_c5_h40_w32",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -29,156 +25,144 @@ def kernels(emulated_cuda):
     yield emulated_cuda
 
 
-def _problem(text, layout, dtype=torch.float32):
+def _problem(text, layout, dtype):
     return replace(ConvProblem.parse(text), dtype=dtype, layout=layout)
 
 
-@DTYPES
-@LAYOUTS
-@pytest.mark.parametrize("text", SIZES)
-def test_exact(kernels, text, layout, dtype):
+@pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_images(kernels, text, layout, dtype):
     problem = _problem(text, layout, dtype)
     for _ in modes(kernels, text):
-        for op in EXACT:
-            for activation in ("relu", "identity"):
-                assert exact.mismatch(op, problem, "cuda", activation=activation) is None
+        for activation in ("relu", "identity"):
+            assert exact.mismatch("affine_act", problem, "cuda", activation=activation) is None
+        assert verify("affine_act", problem, "cuda", activation="silu").passed
+        verdict = verify("bn_stats", problem, "cuda")
+        assert verdict.passed, verdict
 
 
-@DTYPES
-@LAYOUTS
-@pytest.mark.parametrize("text", SIZES)
-def test_gates(kernels, text, layout, dtype):
-    problem = _problem(text, layout, dtype)
-    for _ in modes(kernels, text):
-        for op, activations in {
-            "affine_act": ["silu"],
-            "bn_stats": ["identity"],
-            **dict.fromkeys(BACKWARD, ACTIVATIONS),
-        }.items():
-            for activation in activations:
-                verdict = verify(op, problem, "cuda", activation=activation)
-                assert verdict.passed, (op, activation, verdict)
-
-
-@DTYPES
-@LAYOUTS
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_what_is_asked_for(layout, dtype, activation):
-    for text in ("n2_c5_h7_w9", "n3_c24_h5"):
-        for args in cases.variants("affine_act_backward", _problem(text, layout, dtype), integers=False,
-                                   activation=activation):  # fmt: skip
-            both = call("affine_act_backward", args, "cuda")
-            for mask in MASKS:
-                results = call("affine_act_backward", (*args[:-1], mask), "cuda")
-                for result, asked, whole in zip(results, mask, both, strict=True):
-                    assert torch.equal(result, whole if asked else whole.new_empty(0))
-
-
-@LAYOUTS
-@pytest.mark.parametrize("text", ["n2_c200_h4_w6", "n1_c3_h65_w64", "n1_c8_h50_w42"])
-def test_the_same_bits_whatever_runs_first(kernels, text, layout):
-    for op in BACKWARD:
-        args, results = cases.make(op, _problem(text, layout), integers=False, activation="silu"), []
-        for mode in MODES:
-            kernels.configure(**mode)
-            results.append(call(op, args, "cuda"))
-        assert all(torch.equal(a, b) for each in results for a, b in zip(each, results[0], strict=True))
-
-
-@DTYPES
-@LAYOUTS
-@pytest.mark.parametrize("size", ["h1", "h1_w3", "h2"])
-def test_few_values(layout, dtype, size):
-    """Of one sign and far from the mean: every rounding counts, and of many channels one has the worst."""
-    grad, z, scale, shift, mean, *rest = cases.make("bn_act_reduce", _problem(f"n1_c2000_{size}", layout, dtype),
-                                                    integers=False, optional=False)  # fmt: skip
-    args = (grad.abs(), z.abs(), scale, shift, mean / 1024, *rest)
-    verdict = judge("bn_act_reduce", args, call("bn_act_reduce", args, "cuda"))
+def _judge_statistics(z):
+    verdict = judge("bn_stats", (z,), cuda.bn_stats(z))
     assert verdict.passed, verdict
 
 
-@LAYOUTS
-def test_a_mean_far_from_zero(layout):
-    """The gate grows with the mean; here the error does not."""
-    grad, z, scale, shift, mean, rstd, *_ = cases.make(
-        "bn_act_reduce", _problem("n4_c64_h20", layout), integers=False, activation="identity"
-    )
-    z, mean = z + 3000, mean + 3000
-    result = call("bn_act_reduce", (grad, z, scale, shift, mean, rstd, None, "identity"), "cuda")[1]
-    terms = grad.double() * (z.double() - mean.double().view(-1, 1, 1)) * rstd.double().view(-1, 1, 1)
-    error = (result.double() - terms.sum((0, 2, 3))).abs()
-    assert (error <= 2**-24 * terms.abs().sum((0, 2, 3))).all()
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_statistics_far_from_zero(kernels, text, layout):
+    (z,) = cases.make("bn_stats", _problem(text, layout, torch.float32), integers=False)
+    far = 1000 * (1 + torch.arange(z.shape[1]).view(1, -1, 1, 1) % 3)
+    _judge_statistics(z + far)
+    mean, m2 = cuda.bn_stats((0 * z + far).contiguous(memory_format=cases.FORMATS[layout]))
+    assert torch.equal(mean, far.flatten().float()) and not m2.any()
 
 
-@LAYOUTS
-def test_not_finite(layout):
-    """An infinite or undefined gradient shows in its channel and in no other."""
-    for value in (torch.inf, torch.nan):
-        args = cases.make("bn_act_reduce", _problem("n2_c11_h3", layout), integers=False, activation="identity")
-        args[0][1, 5, 2, 1] = value
-        results, clean = call("bn_act_reduce", args, "cuda"), torch.arange(11) != 5
-        assert all(result[clean].isfinite().all() and not result[5].isfinite() for result in results)
-        assert results[0][5].isnan() == (value is torch.nan)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_one_value_far_off(kernels, text, layout):
+    """It must not be what all are taken less of: neither the first one nor any of the three samples."""
+    (z,) = cases.make("bn_stats", _problem(text, layout, torch.float32), integers=False)
+    pixels = z[0, 0].numel()
+    for sixth in (0, 1, 3, 5):
+        image, pixel = divmod(sixth * z[:, 0].numel() // 6, pixels)
+        off = z.clone()
+        off[image, :, pixel // z.shape[3], pixel % z.shape[3]] = 2.0**20
+        _judge_statistics(off)
 
 
-def test_an_empty_batch():
-    for op in BACKWARD:
-        # Without the dispatch, to which an empty image reads as NCHW.
-        results = getattr(cuda, op)(*cases.make(op, _problem("n0_c16_h5", "nhwc"), integers=True))
-        assert not any(result.any() for result in results)
-        assert [result.shape for result in results] == [(16,) if op == "bn_act_reduce" else (0, 16, 5, 5)] * 2
+def _misaligned(z):
+    """A copy, dense as z is, one element past a multiple of 16 bytes."""
+    return z.new_empty(z.numel() + 1)[1:].as_strided(z.shape, z.stride(), 1).copy_(z)
 
 
-@DTYPES
-@LAYOUTS
-@pytest.mark.parametrize("text", [*SIZES, "n3_c13_h3"])
-def test_nothing_beyond_the_tensors(kernels, text, layout, dtype):
-    """Loads and stores outside the tensors, and bytes stored twice, are errors of the emulation."""
-    problem = _problem(text, layout, dtype)
-    for activation in ACTIVATIONS:
-        for args in cases.variants("affine_act_backward", problem, integers=False, activation=activation):
-            for mask in MASKS:
-                _run_in_regions(kernels, problem, args, mask)
-
-
-def _run_in_regions(kernels, problem, args, mask):
-    grad, z, *vectors, y, activation, _ = args
-    native = cuda._native_image(z.shape, problem.layout == "nhwc", z.dtype)
-    slope = ACTIVATIONS.index(activation)
-    y = None if activation == "identity" else y
-    read = [grad, *vectors, *([] if y is None else [y])]
-    images = [torch.empty_like(z) if asked else None for asked in mask]
-    sums = [torch.empty(z.shape[1]) for _ in range(2)]
-    workspace = torch.empty(native.bn_act_reduce_workspace(), dtype=torch.uint8)
-    reads_z = mask[0] or (activation != "identity" and y is None)
-
-    def run(function, read, written, addresses):
-        for tensor in (*read, *written):
-            writable = any(tensor is each for each in written)
+def _run_native(kernels, z, residual, y, activation):
+    """Statistics and affine_act at the addresses given, and in those tensors alone."""
+    c, layout = z.shape[1], memory_format(z)
+    native = cuda._native_image(z.shape, layout is torch.channels_last, z.dtype)
+    vectors = [torch.ones(c), torch.arange(c) / 2.0]
+    results, workspace = [torch.empty(c), torch.empty(c)], torch.empty(native.bn_stats_workspace(), dtype=torch.uint8)
+    read, written = [z, *vectors, *([] if residual is None else [residual])], [y, *results, workspace]
+    for tensors, writable in ((read, False), (written, True)):
+        for tensor in tensors:
             kernels.add_region(tensor.data_ptr(), tensor.numel() * tensor.element_size(), writable)
-        try:
-            function(*(a if isinstance(a, int) else cuda._address(a) for a in addresses), 0, 0)
-        finally:
-            kernels.clear_regions()
-
-    run(native.affine_act_backward, read + [z] * reads_z, [image for image in images if image is not None],
-        [grad, z, *vectors, y, slope, *images])  # fmt: skip
-    run(native.bn_act_reduce, [*read, z], [*sums, workspace],
-        [grad, z, *vectors[:4], y, slope, *sums, workspace])  # fmt: skip
+    try:
+        native.bn_stats(z.data_ptr(), *(each.data_ptr() for each in (*results, workspace)), 0, 0)
+        addresses = (cuda._address(each) for each in (z, *vectors, residual, y))
+        native.affine_act(*addresses, activation, 0, 0)
+    finally:
+        kernels.clear_regions()
+    return y, *results
 
 
-@LAYOUTS
-def test_misaligned_and_strided_arguments(layout):
-    def off_by_one(tensor):
-        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
-        return memory.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_any_address(kernels, text, layout, dtype):
+    """The same bits as at multiples of 16 bytes, and nothing beyond the tensors."""
+    problem = _problem(text, layout, dtype)
+    z, residual = (cases.make("bn_stats", problem, integers=False, seed=seed)[0] for seed in range(2))
+    activation = z.shape[1] % 3
+    for added in (residual, None):
+        expected = _run_native(kernels, z, added, z.clone(), activation)
+        for apart in range(3 if added is residual else 1):
+            tensors = [z, added, z.clone()]
+            tensors[apart] = _misaligned(tensors[apart])
+            assert all(map(torch.equal, _run_native(kernels, *tensors, activation), expected))
 
-    def strided(tensor):
-        return tensor.repeat_interleave(2, 0)[::2]
 
-    for op in BACKWARD:
-        args = cases.make(op, _problem("n2_c16_h5", layout, torch.bfloat16), integers=True)
-        expected = call(op, args, "cuda")
-        for change in (off_by_one, strided):
-            changed = tuple(change(a) if isinstance(a, torch.Tensor) else a for a in args)
-            assert all(map(torch.equal, call(op, changed, "cuda"), expected))
+@pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
+@pytest.mark.parametrize("text", ["n1_c64_h16_nhwc", "n256_c64_h1"])
+def test_bytes_moved(kernels, text, dtype):
+    """Rows of whole vectors: a thread loads its channels' scale and shift once for all of them."""
+    args = cases.make("affine_act", replace(ConvProblem.parse(text), dtype=dtype), integers=True, optional=False)
+    y = cuda.affine_act(*args)
+    counters, size = kernels.counters(), y.numel() * y.element_size()
+    assert counters["bytes_stored"] == size and counters["bytes_loaded"] <= 2 * size
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+def test_what_is_not_finite(kernels, layout, activation):
+    """As in eager PyTorch: NaN and infinities pass."""
+    for dtype in cuda._DTYPES:
+        args = list(cases.make("affine_act", _problem("n2_c16_h3_w5", layout, dtype), integers=True))
+        args[0][0, ::7, 0, 0] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        args[4] = activation
+        assert torch.allclose(cuda.affine_act(*args), reference.affine_act(*args), equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", [(0, 16, 3, 3), (2, 0, 3, 3), (2, 16, 0, 3), (2, 1, 0, 3)])
+def test_empty_images(kernels, shape, layout):
+    z = torch.empty(shape).to(memory_format=cases.FORMATS[layout])
+    mean, m2 = cuda.bn_stats(z)
+    assert mean.shape == m2.shape == shape[1:2] and not mean.any() and not m2.any()
+    assert cuda.affine_act(z, mean, m2, None, "relu").shape == shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype", "tiles"),
+    [
+        ((1, 64, 513, 1), "nhwc", torch.float16, 3),  # 8 rows of 32 at once
+        ((32, 256, 56, 56), "nhwc", torch.float16, 1568),  # 8 rows of 8
+        ((1, 64, 32 * 10, 2113), "nhwc", torch.float16, 1921),  # 11 rows, as 10 would make 2113 blocks
+        ((1, 2048, 32, 8), "nhwc", torch.float32, 4),  # 8 rows of 8, in 16 blocks of columns
+        ((1024, 64, 112, 112), "nhwc", torch.float16, 6272),  # 64 rows of 32
+        ((600, 64, 1, 1), "nchw", torch.float16, 3),  # one-pixel images are rows
+        ((100, 1, 600, 1), "nchw", torch.float16, 118),  # one channel is a plane
+        ((64, 3, 1537, 1), "nchw", torch.float32, 256),  # 512 values
+        ((1024, 64, 4097, 1), "nchw", torch.float32, 2048),  # 4096 values
+        ((1, 1, 600, 16897), "nchw", torch.float16, 16675),  # 608 values, as 600 would make too many warps
+    ],
+)
+def test_tiles(shape, layout, dtype, tiles):
+    """Of statistics too large to run: their bits go by the tiles, so that other tiles are to be meant."""
+    workspace = cuda._native_image(shape, layout == "nhwc", dtype).bn_stats_workspace()
+    c = shape[1]
+    assert workspace == sum(-(-part // 256) * 256 for part in (8 * tiles * c, 4 * tiles, 4 * c))
+
+
+@pytest.mark.parametrize("text", ["n1_c1_h1024_w1030", "n1_c255_h2_w1100", "n1_c2_h363"])
+def test_many_tiles(kernels, text):
+    z = cases.make("bn_stats", _problem(text, "nhwc" if "c255" in text else "nchw", torch.float32), integers=False)[0]
+    _judge_statistics(z + 1000)

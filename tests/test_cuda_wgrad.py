@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cuda_problems import PROBLEMS, nhwc
 from emulated import modes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cuda_forward import PROBLEMS, _problem
 from test_cuda_plan import MOST_X, MOST_Y, SHARED
 
 from resnext_kernels.backends import cuda, reference
@@ -58,12 +58,12 @@ def _check_exact(module, text, problem):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_exact(kernels, text, dtype):
-    _check_exact(kernels, text, _problem(text, dtype))
+    _check_exact(kernels, text, nhwc(text, dtype))
 
 
 @pytest.mark.parametrize("text", SPLIT)
 def test_several_splits_of_several_tiles(kernels, text):
-    problem = _problem(text, DTYPES[len(text) % 2])
+    problem = nhwc(text, DTYPES[len(text) % 2])
     plan = cuda._native_conv(problem, (0, 0, 0, 0)).wgrad_plan()
     assert plan["tiles"] > plan["grid"][0] > 1, plan
     _check_exact(kernels, text, problem)
@@ -72,7 +72,7 @@ def test_several_splits_of_several_tiles(kernels, text):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("text", [*PROBLEMS[::3], SPLIT[1]])
 def test_gate(kernels, text, dtype):
-    problem = _problem(text, dtype)
+    problem = nhwc(text, dtype)
     arguments = _arguments(problem, integers=False)
     gate = gates.grouped_conv2d_backward(None, *arguments, [False, True, False])[1]
     for mode in modes(kernels, text):
@@ -83,7 +83,7 @@ def test_gate(kernels, text, dtype):
 
 
 def test_strided_weights(kernels):
-    problem = _problem("n2_c64_h7_g16", torch.float16)
+    problem = nhwc("n2_c64_h7_g16", torch.float16)
     dz, x, weight, *conv = _arguments(problem)
     strided = weight.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
     assert strided.stride() != weight.stride()
@@ -91,7 +91,7 @@ def test_strided_weights(kernels):
 
 
 def test_the_same_bits_in_every_order(kernels):
-    arguments = _arguments(_problem("n16_c64_h16_w35_g16", torch.bfloat16), integers=False)
+    arguments = _arguments(nhwc("n16_c64_h16_w35_g16", torch.bfloat16), integers=False)
     first, *others = [_wgrad(*arguments) for _ in modes(kernels, "")]
     assert all(torch.equal(first, each) for each in others)
 
@@ -100,7 +100,7 @@ def test_the_same_bits_in_every_order(kernels):
                                   "n1_c28_h7_g2_p2_d2", "n1_c64_h70_w9_g16", "n40_c8_h3_w1_g2"])  # fmt: skip
 def test_what_is_not_finite_stays_at_its_taps(kernels, text):
     """Whatever lies in x or dz: it spreads to no other channels, and none that PyTorch does not multiply counts."""
-    problem = _problem(text, torch.float16)
+    problem = nhwc(text, torch.float16)
     dz, x, weight, *conv = _arguments(problem)
     dz = torch.ones_like(dz)
     for value in (torch.nan, torch.inf):
@@ -125,7 +125,7 @@ def test_what_is_not_finite_stays_at_its_taps(kernels, text):
 @pytest.mark.parametrize("text", ["n2_c128_h56_g32", "n2_c256_h28_g32_s2", "n16_c64_h7_g2"])
 def test_bytes_moved(kernels, text):
     """A tile reads the rows and columns around it once more, and nothing else is read twice."""
-    problem = _problem(text, torch.float16)
+    problem = nhwc(text, torch.float16)
     dz, x, weight, *conv = _arguments(problem)
     kernels.take_launches()
     _wgrad(dz, x, weight, *conv)
@@ -142,7 +142,7 @@ def test_bytes_moved(kernels, text):
 def test_nothing_beyond_the_tensors(kernels):
     """Loads and stores outside the tensors, and bytes stored twice, are errors of the emulation."""
     for text in [*PROBLEMS[::2], SPLIT[1]]:
-        problem = _problem(text, torch.float16)
+        problem = nhwc(text, torch.float16)
         dz, x, weight, *_ = _arguments(problem)
         native = cuda._native_conv(problem, weight.stride())
         dw, workspace = torch.empty_like(weight), torch.empty(native.wgrad_plan()["workspace"] // 4)
@@ -157,7 +157,7 @@ def test_nothing_beyond_the_tensors(kernels):
 
 
 def test_an_empty_batch(kernels):
-    problem = _problem("n0_c16_h5_g2", torch.float16)
+    problem = nhwc("n0_c16_h5_g2", torch.float16)
     x = torch.empty(0, 16, 5, 5, dtype=torch.float16)
     weight = torch.ones(16, 8, 3, 3, dtype=torch.float16)
     native = cuda._native_conv(problem, weight.stride())
@@ -218,10 +218,10 @@ def test_plans_of_models(kernels, n):
     width=st.integers(1, 33), times=st.integers(1, 3), stride=st.integers(1, 2), padding=st.integers(0, 4),
     dilation=st.integers(1, 4),
 )  # fmt: skip
-def test_plan_of_any_problem(kernels, n, h, w, groups, width, times, stride, padding, dilation):
+def test_plan_of_anynhwc(kernels, n, h, w, groups, width, times, stride, padding, dilation):
     if min(h, w) + 2 * padding < 2 * dilation + 1:
         return
     text = f"n{n}_c{groups * width}_h{h}_w{w}_o{groups * width * times}_g{groups}_s{stride}_p{padding}_d{dilation}"
-    problem = _problem(text, torch.bfloat16)
+    problem = nhwc(text, torch.bfloat16)
     if not _native(problem).reasons():
         _check_plan(problem)
