@@ -24,7 +24,9 @@ BACKWARD = [
     "n3_c72_h5_o48_g2_s2", "n1_c20_o40_h6_g1", "n1_c160_h5_g1_s2", "n1_c3_h9_o16_g1_s2", "n1_c8_h6_g2_s2_p5",
     "n1_c64_h10_g1_s2", "n2_c16_h8_g8_s2_p2", "n2_c16_h7_g16_s2",
 ]  # fmt: skip
-ALL = PROBLEMS + ONLY_FLOAT32 + BACKWARD
+# So many splits that a thread of the merge has more than it loads at a time.
+SPLITS = ["n1_c4_h1100_w1_g1", "n1_c4_h530_w2_g1"]
+ALL = SPLITS + PROBLEMS + ONLY_FLOAT32 + BACKWARD
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,10 @@ def test_images_without_pixels(text):
     # Without the dispatch, to which an empty image reads as NCHW.
     dx, dw, _ = cuda.grouped_conv2d_backward(*tensors, *rest)
     assert dx.shape == tensors[1].shape and torch.equal(dw, torch.zeros_like(dw))
+
+
+def test_the_merge_reads_more_than_once():
+    assert _native(nhwc(SPLITS[0], torch.float32)).wgrad_float_plan()["splits"] > 8 * 16
 
 
 def test_reasons():
