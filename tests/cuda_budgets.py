@@ -81,9 +81,12 @@ def nvcc_version(nvcc: str) -> str:
     return re.search(r"V([\d.]+)", run(nvcc, "--version"))[1]
 
 
-# How kernels name their enumerators' values; and the HMMAs that a width has for a tile of 16x16 outputs.
+# How kernels name their enumerators' values; and the HMMAs that a width has for a tile of 16x16 outputs, of 16x16
+# positions and inputs in the weights' gradient.
 WIDTHS = {"0": "paired", "1": "one step", "2": "two steps"}
+AROUND = {"0": "plain", "1": "stats", "2": "prologue"}
 TILE_HMMAS = {"paired": 12, "one step": 18, "two steps": 36}
+WGRAD_TILE_HMMAS = 18
 
 
 def short_names(mangled: list[str]) -> dict[str, str]:
@@ -92,6 +95,7 @@ def short_names(mangled: list[str]) -> dict[str, str]:
     names = {}
     for symbol, name in zip(mangled, demangled.splitlines(), strict=True):
         name = re.sub(r"\(rk::cuda::Width\)(\d)", lambda match: WIDTHS[match[1]], name)
+        name = re.sub(r"\(rk::cuda::Around\)(\d)", lambda match: AROUND[match[1]], name)
         name = re.sub(r"_GLOBAL__N__\w+::|\(anonymous namespace\)::|rk::cuda::|rk::|^void |_kernel\b", "", name)
         name = re.sub(r"\([\w:]+\)(?=\d)", "", name).replace("> >", ">>")
         names[symbol] = re.sub(r"\w+Traits<(.*?)>", r"\1", name).partition("(")[0]
@@ -183,7 +187,8 @@ def table(usages: dict[str, dict[str, Usage]]) -> str:
         family, _, arguments = name.partition("<")
         width = next((width for width in TILE_HMMAS if width in arguments), None)
         for architecture, usage in each.items():
-            tile = usage.instructions * TILE_HMMAS[width] / usage.hmma if width and usage.hmma else 0
+            tile_hmmas = WGRAD_TILE_HMMAS if "wgrad" in family else TILE_HMMAS.get(width, 0)
+            tile = usage.instructions * tile_hmmas / usage.hmma if usage.hmma else 0
             cell = worst.setdefault(f"{family} {width or ''}", {}).setdefault(architecture, [0, 0])
             cell[:] = max(cell[0], usage.registers), max(cell[1], tile)
     architectures = [architecture for each in ARCHITECTURES.values() for architecture in each]

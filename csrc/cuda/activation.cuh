@@ -2,7 +2,8 @@
 #include "element.h"
 #include "problem.h"
 
-// Activations and their derivatives of values stored as T; NaN passes, as in eager PyTorch.
+// Activations of values stored as T, their derivatives, and what BatchNorm's backward makes of these; NaN
+// passes, as in eager PyTorch.
 namespace rk::cuda {
 
 template <class T, Activation kActivation>
@@ -29,6 +30,11 @@ inline constexpr bool kOfAffine = kActivation != Activation::kIdentity && !kOfY;
 template <class T, Activation kActivation, bool kOfY>
 __device__ __forceinline__ float masked_grad(float dy, float z, float y, float scale, float shift) {
   return activation_grad<T, kActivation>(dy, kOfAffine<kActivation, kOfY> ? fused(z, scale, shift) : y);
+}
+
+// The gradient of z for g = dy * act'.
+__device__ __forceinline__ float dz_of(float g, float z, float a, float b, float c) {
+  return fused(a, g, fused(b, z, c));
 }
 
 }  // namespace rk::cuda

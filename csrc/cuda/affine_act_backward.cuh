@@ -16,10 +16,6 @@ struct BackwardImages {
   const float *scale, *shift, *a, *b, *c;
 };
 
-__device__ __forceinline__ float dz_of(float g, float z, float a, float b, float c) {
-  return fused(a, g, fused(b, z, c));
-}
-
 // What a thread knows of the channels of a vector.
 template <class T, bool kAffine>
 struct BackwardVectors {

@@ -1,6 +1,6 @@
 #pragma once
+#include "activation.cuh"
 #include "grouped_conv2d_rows.cuh"
-#include "problem.h"
 
 // What a convolution on tensor cores reads: x as it is, or the gradient of a convolution's output z, made of
 // dy and z where they were staged.
@@ -30,7 +30,7 @@ struct PlainInput {
   __device__ __forceinline__ void finish(int) const {}
 };
 
-// dz = a * g + (b * z + c) with g = dy * act'(scale * z + shift), rounded to T; zero outside the image.
+// dz of g = dy * act'(z * scale + shift), rounded to T; zero outside the image.
 template <class Traits>
 struct PrologueInput {
   using T = typename Traits::T;
@@ -178,14 +178,12 @@ struct PrologueInput {
   template <bool kSilu>
   __device__ __forceinline__ float dz(float g, float z, float scale, float shift, float of_g, float of_z,
                                       float c) const {
-    const float pre = fused(scale, z, shift);
-    if (kSilu) {
-      const float sigmoid = quick_sigmoid(pre);
-      g *= sigmoid * fused(pre, 1 - sigmoid, 1);
-    } else {
+    const float pre = fused(z, scale, shift);
+    if (kSilu)
+      g = activation_grad<T, Activation::kSilu>(g, pre);
+    else
       g = pre <= greatest_masked ? 0 : g;
-    }
-    return fused(of_g, g, fused(of_z, z, c));
+    return dz_of(g, z, of_g, of_z, c);
   }
 
  private:
