@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .epilogue import merged, of_values, store_partial, with_row
+from .epilogue import merged, of_values, store_partial
 
 # What a tile is decides the bits of the result.
 BLOCK_ROWS = tl.constexpr(128)

@@ -17,8 +17,9 @@ _PROGRAMS_WANTED = 2048
 _FEWEST_ROWS = 14
 # Output columns of a tile (of pairs, where a form has those), channels of a program, lanes as in rows_kernel.
 _TILES = {
-    ("pairs", 16): (32, 64, 8), ("narrow", 16): (64, 64, 8), ("middle", 16): (32, 64, 32),
-    ("pairs", 32): (16, 32, 16), ("narrow", 32): (16, 32, 16), ("middle", 32): (16, 32, 16),
+    "pairs 16 s1": (32, 64, 8), "narrow 16 s1": (64, 64, 8), "narrow 16 s2": (64, 64, 8), "middle 16 s1": (16, 64, 8),
+    "middle 16 s2": (32, 64, 8), "pairs 32 s1": (16, 32, 16), "narrow 32 s1": (16, 32, 16),
+    "narrow 32 s2": (16, 32, 16), "middle 32 s1": (16, 32, 16), "middle 32 s2": (16, 32, 16),
 }  # fmt: skip
 _GATHER = {16: dict(BM=128, BN=64, BK=64), 32: dict(BM=64, BN=64, BK=32)}
 
@@ -74,7 +75,7 @@ def pack(problem: ConvProblem) -> dict[str, int]:
     together = max(wide // max(c_in, c_out), 1)
     inner, outer = together * c_in, together * c_out
     sizes = {"pairs": (8, 8)}.get(name, tuple(16 if each <= 16 else 32 for each in (inner, outer)))
-    tile, channels, lanes = _TILES[name, bits(problem)]
+    tile, channels, lanes = _TILES[key(problem)]
     return dict(GI=inner, GO=outer, KC=sizes[0], NC=sizes[1], PACKS=channels // wide, PX=2 if name == "pairs" else 1,
                 TILE=tile, LANES=lanes)  # fmt: skip
 

@@ -157,7 +157,7 @@ def rows_kernel(
         if partials is not None:
             values = tl.reshape(z.to(tl.float32), (PACKS, TILE // LANES, LANES, N))
             row_mean, row_m2 = of_values(values, lanes, counts, 1)
-            mean, m2 = with_row(mean, m2, row_mean, row_m2, counts, (i - lead).to(tl.float32), is_out)
+            mean, m2 = with_row(mean, m2, row_mean, row_m2, counts, tl.where(is_out, i - lead, 0), is_out)
 
     if partials is not None:
         done = tl.maximum(tl.minimum(rows, (oh - first + DILATION - 1) // DILATION), 0)

@@ -11,7 +11,8 @@ from .epilogue import activate, affine, load_vector, of_values, store_partial
 
 
 @triton.jit(do_not_specialize=["n_positions", "h", "w", "oh", "ow", "cin_vectors", "cout_vectors", "stride_h",
-                               "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "kernel_w", "taps"])  # fmt: skip
+                               "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "kernel_w",
+                               "taps"])  # fmt: skip
 def gather_kernel(
     x, weight, scale, shift, y, partials, n_positions, h, w, oh, ow, cin_vectors, cout_vectors, stride_h, stride_w,
     pad_h, pad_w, dilation_h, dilation_w, kernel_w, taps,

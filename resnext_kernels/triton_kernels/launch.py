@@ -11,7 +11,7 @@ class Launch:
     """
 
     def __init__(self, kernel, grid: tuple[int, int, int], integers: tuple[int, ...], warps=4, stages=3, **constants):
-        names = kernel.arg_names[-len(constants) :]
+        names = kernel.arg_names[len(kernel.arg_names) - len(constants) :]
         assert set(names) == set(constants), f"{names}, {tuple(constants)}"
         self._kernel, self._grid, self._integers = kernel, grid, integers
         self._constants = {name: constants[name] for name in names}
