@@ -174,11 +174,11 @@ def grouped_conv2d_stats(x, weight, *conv):
 
 
 def _merge_plan(tiles, channels):
-    from ..triton_kernels.bn_stats import MERGED_CHANNELS, merge_kernel
+    from ..triton_kernels.bn_stats import merge_kernel
     from ..triton_kernels.launch import Launch
 
-    grid = math.ceil(channels / MERGED_CHANNELS.value), 1, 1
-    return Launch(merge_kernel, grid, (tiles, channels))
+    grid = math.ceil(channels / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
+    return Launch(merge_kernel, grid, (tiles, channels), **configs.MERGE)
 
 
 def _merged(partials):
@@ -188,21 +188,22 @@ def _merged(partials):
     return mean, m2
 
 
-def _image_plan(shape):
-    """(pixels, vectors of channels, their size)."""
+def _image_plan(shape, tile):
+    """(pixels, vectors of channels, their size, tiles along the pixels, tiles along the channels)."""
     n, c, h, w = shape
-    return n * h * w, *_vectors(c)
+    pixels = n * h * w
+    blocks = math.ceil(pixels / tile["BLOCK_ROWS"]), math.ceil(c / tile["BLOCK_CHANNELS"])
+    return pixels, *_vectors(c), *blocks
 
 
 def _stats_plan(shape):
-    from ..triton_kernels.bn_stats import BLOCK_CHANNELS, BLOCK_ROWS, tiles_kernel
+    from ..triton_kernels.bn_stats import tiles_kernel
     from ..triton_kernels.launch import Launch
 
-    rows, vectors, vec = _image_plan(shape)
-    blocks = math.ceil(shape[1] / BLOCK_CHANNELS.value)
-    steps = configs.stats_steps(math.ceil(rows / BLOCK_ROWS.value), blocks)
-    tiles = math.ceil(rows / (steps * BLOCK_ROWS.value))
-    return Launch(tiles_kernel, (tiles * blocks, 1, 1), (rows, vectors, steps), VEC=vec), tiles
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.STATS)
+    steps = configs.stats_steps(down, across)
+    tiles = math.ceil(down / steps)
+    return Launch(tiles_kernel, (tiles * across, 1, 1), (pixels, vectors, steps), VEC=vec, **configs.STATS), tiles
 
 
 def bn_stats(z):
@@ -213,12 +214,12 @@ def bn_stats(z):
 
 
 def _affine_plan(shape, activation):
-    from ..triton_kernels.affine_act import BLOCK_CHANNELS, BLOCK_ROWS, affine_act_kernel
+    from ..triton_kernels.affine_act import affine_act_kernel
     from ..triton_kernels.launch import Launch
 
-    rows, vectors, vec = _image_plan(shape)
-    grid = math.ceil(rows / BLOCK_ROWS.value) * math.ceil(shape[1] / BLOCK_CHANNELS.value), 1, 1
-    return Launch(affine_act_kernel, grid, (rows, vectors), VEC=vec, ACTIVATION=activation)
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.AFFINE_ACT)
+    constants = dict(VEC=vec, ACTIVATION=activation, **configs.AFFINE_ACT)
+    return Launch(affine_act_kernel, (down * across, 1, 1), (pixels, vectors), **constants)
 
 
 def affine_act(z, scale, shift, residual, activation):

@@ -5,12 +5,12 @@ import triton.language as tl
 
 from .epilogue import activate
 
-BLOCK_ROWS = tl.constexpr(64)
-BLOCK_CHANNELS = tl.constexpr(64)
-
 
 @triton.jit(do_not_specialize=["n_rows", "vectors"])
-def affine_act_kernel(z, scale, shift, residual, y, n_rows, vectors, VEC: tl.constexpr, ACTIVATION: tl.constexpr):
+def affine_act_kernel(
+    z, scale, shift, residual, y, n_rows, vectors,
+    VEC: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Of n_rows pixels of vectors * VEC channels, BLOCK_ROWS and BLOCK_CHANNELS of them a program."""
     channels = vectors * VEC
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS

@@ -5,16 +5,12 @@ import triton.language as tl
 
 from .epilogue import merged, of_values, store_partial
 
-# What a tile is decides the bits of the result.
-BLOCK_ROWS = tl.constexpr(128)
-BLOCK_CHANNELS = tl.constexpr(64)
-_LANES = tl.constexpr(16)
-_MERGED_TILES = tl.constexpr(64)
-MERGED_CHANNELS = tl.constexpr(32)
-
 
 @triton.jit(do_not_specialize=["n_rows", "vectors", "steps"])
-def tiles_kernel(z, partials, n_rows, vectors, steps, VEC: tl.constexpr):
+def tiles_kernel(
+    z, partials, n_rows, vectors, steps,
+    VEC: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     """Of each tile of BLOCK_ROWS * steps pixels and BLOCK_CHANNELS of the vectors * VEC channels."""
     channels = vectors * VEC
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
@@ -22,10 +18,10 @@ def tiles_kernel(z, partials, n_rows, vectors, steps, VEC: tl.constexpr):
     at = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     first = tile * steps * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS)
-    shape: tl.constexpr = (BLOCK_ROWS // _LANES, _LANES, BLOCK_CHANNELS)
-    n = tl.zeros((_LANES, BLOCK_CHANNELS), tl.float32)
-    mean = tl.zeros((_LANES, BLOCK_CHANNELS), tl.float32)
-    m2 = tl.zeros((_LANES, BLOCK_CHANNELS), tl.float32)
+    shape: tl.constexpr = (BLOCK_ROWS // LANES, LANES, BLOCK_CHANNELS)
+    n = tl.zeros((LANES, BLOCK_CHANNELS), tl.float32)
+    mean = tl.zeros((LANES, BLOCK_CHANNELS), tl.float32)
+    m2 = tl.zeros((LANES, BLOCK_CHANNELS), tl.float32)
     z += first.to(tl.int64) * channels
     for step in range(steps):
         live = ((first + step * BLOCK_ROWS + row) < n_rows)[:, None] & (at < channels)[None, :]
@@ -44,14 +40,16 @@ def tiles_kernel(z, partials, n_rows, vectors, steps, VEC: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["tiles", "channels"])
-def merge_kernel(partials, mean, m2, tiles, channels):
-    """(mean, M2) of all tiles: those of every _MERGED_TILES-th one after the other, then these together."""
-    at = tl.program_id(0) * MERGED_CHANNELS + tl.arange(0, MERGED_CHANNELS)
-    n = tl.zeros((_MERGED_TILES, MERGED_CHANNELS), tl.float32)
-    all_mean = tl.zeros((_MERGED_TILES, MERGED_CHANNELS), tl.float32)
-    all_m2 = tl.zeros((_MERGED_TILES, MERGED_CHANNELS), tl.float32)
-    for start in range(0, tiles, _MERGED_TILES):
-        tile = start + tl.arange(0, _MERGED_TILES)
+def merge_kernel(
+    partials, mean, m2, tiles, channels, TILES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+):  # fmt: skip
+    """(mean, M2) of all tiles: those of every TILES-th one after the other, then these together."""
+    at = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    n = tl.zeros((TILES, BLOCK_CHANNELS), tl.float32)
+    all_mean = tl.zeros((TILES, BLOCK_CHANNELS), tl.float32)
+    all_m2 = tl.zeros((TILES, BLOCK_CHANNELS), tl.float32)
+    for start in range(0, tiles, TILES):
+        tile = start + tl.arange(0, TILES)
         live = (tile < tiles)[:, None] & (at < channels)[None, :]
         place = partials + tile.to(tl.int64)[:, None] * 3 * channels + at[None, :]
         counts = tl.load(place, live, other=0.0)

@@ -22,6 +22,10 @@ _TILES = {
     "narrow 32 s2": (16, 32, 16), "middle 32 s1": (16, 32, 16), "middle 32 s2": (16, 32, 16),
 }  # fmt: skip
 _GATHER = {16: dict(BM=128, BN=64, BK=64), 32: dict(BM=64, BN=64, BK=32)}
+# Tiles of the ops on images, and how many of their statistics are merged side by side.
+AFFINE_ACT = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64)
+STATS = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64, LANES=16)
+MERGE = dict(TILES=64, BLOCK_CHANNELS=32)
 
 
 @dataclass(frozen=True)
