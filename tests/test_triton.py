@@ -15,6 +15,7 @@ from resnext_kernels.backends import triton
 from resnext_kernels.problem import ConvProblem
 from resnext_kernels.testing import problems
 from resnext_kernels.triton_kernels import configs
+from resnext_kernels.triton_kernels.launch import Launch
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 103, 120, 121)
@@ -68,6 +69,36 @@ def test_reasons_of_devices_and_sizes(monkeypatch):
     old, large = triton.unsupported_reasons("grouped_conv2d", problem)
     assert "compute capability 8.0 and up, got 7.5" in old and "2**31" in large
     assert triton.not_automatic_reasons("grouped_conv2d", problem) and not triton.measured()
+
+
+class _Kernel:
+    """In the place of a kernel and of what compiling it gives: calls are recorded."""
+
+    arg_names = ["x", "y", "n", "FIRST", "SECOND"]
+
+    def __init__(self, calls, compiled=None):
+        self.calls, self.compiled = calls, compiled
+
+    def __getitem__(self, grid):
+        def run(*args, **options):
+            self.calls.append((grid, args, options))
+            return self.compiled
+
+        return run
+
+
+def test_a_second_launch_goes_by_what_the_first_compiled():
+    first, second = [], []
+    launch = Launch(_Kernel(first, _Kernel(second)), (2, 1, 1), (7,), warps=8, stages=2, SECOND="b", FIRST="a")
+    x = torch.zeros(1)
+    launch(x, None)
+    assert first == [((2, 1, 1), (x, None, 7), dict(FIRST="a", SECOND="b", num_warps=8, num_stages=2))] and not second
+    launch(x, None)
+    assert len(first) == 1 and second == [((2, 1, 1), (x, None, 7, "a", "b"), {})]
+    launch(x, x)  # of another signature
+    assert len(first) == 2
+    Launch(_Kernel(first), (0, 1, 1), (7,), FIRST="a", SECOND="b")(x, None)  # of nothing
+    assert len(first) == 2
 
 
 def _every_problem():

@@ -27,7 +27,7 @@ PROBLEMS = {
     "widening": "n64_c128_o512_h14_g32", "dilated": "n64_c512_h14_g32_p2_d2", "wide of 80": "n64_c160_h56_g2",
 }  # fmt: skip
 VARIANTS = ("plain", "affine", "stats")
-_FLOATS = ("scale", "shift", "partials", "mean", "m2")
+_FLOATS = ("scale", "shift", "a", "b", "c", "mean", "rstd", "m2", "partials", "sum_g", "sum_g_xhat")
 
 
 @dataclass
@@ -104,6 +104,10 @@ def _launches(name, variant, dtype, architecture):
         yield "bn_stats", backend._stats_plan(shape)[0], ()
         yield "merge", backend._merge_plan(64, 256), ()
         yield "affine_act", backend._affine_plan(shape, "relu"), ()
+        yield "affine_act_backward", backend._affine_backward_plan(shape, "relu"), ("y",)
+        of_tiles, of_all, _ = backend._reduce_plan(shape, "relu")
+        yield "bn_act_reduce", of_tiles, ("y",)
+        yield "sum", of_all, ()
         return
     problem = _problem(PROBLEMS[name], dtype)
     absent = {"plain": ("scale", "shift", "partials"), "affine": ("partials",), "stats": ("scale", "shift")}[variant]

@@ -12,7 +12,6 @@ from ..triton_kernels import configs
 
 NAME, DEVICE = "triton", "cuda"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CONVOLUTIONS = ("grouped_conv2d", "grouped_conv2d_affine_act", "grouped_conv2d_stats")
 _OLDEST = 80
 _ALIGNMENT = 16
 
@@ -201,7 +200,7 @@ def _stats_plan(shape):
     from ..triton_kernels.launch import Launch
 
     pixels, vectors, vec, down, across = _image_plan(shape, configs.STATS)
-    steps = configs.stats_steps(down, across)
+    steps = configs.steps(down, across)
     tiles = math.ceil(down / steps)
     return Launch(tiles_kernel, (tiles * across, 1, 1), (pixels, vectors, steps), VEC=vec, **configs.STATS), tiles
 
@@ -227,3 +226,47 @@ def affine_act(z, scale, shift, residual, activation):
     residual = None if residual is None else _dense(residual)
     memoised(_affine_plan, z.shape, activation)(_dense(z), _vector(scale), _vector(shift), residual, y)
     return y
+
+
+def _affine_backward_plan(shape, activation):
+    from ..triton_kernels.affine_act_backward import affine_act_backward_kernel
+    from ..triton_kernels.launch import Launch
+
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.AFFINE_ACT)
+    constants = dict(VEC=vec, ACTIVATION=activation, **configs.AFFINE_ACT)
+    return Launch(affine_act_backward_kernel, (down * across, 1, 1), (pixels, vectors), **constants)
+
+
+def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, output_mask):
+    launch = memoised(_affine_backward_plan, z.shape, activation)
+    dz, dresidual = (
+        torch.empty_like(z, memory_format=torch.channels_last) if asked else None for asked in output_mask
+    )  # fmt: skip
+    if any(output_mask):
+        y = None if y is None else _dense(y)
+        launch(_dense(grad_output), _dense(z), *map(_vector, (scale, shift, a, b, c)), y, dz, dresidual)
+    return tuple(z.new_empty(0) if image is None else image for image in (dz, dresidual))
+
+
+def _reduce_plan(shape, activation):
+    """(The launch that sums tiles, the launch that sums these, the number of tiles.)"""
+    from ..triton_kernels.bn_act_reduce import sum_kernel, tile_sums_kernel
+    from ..triton_kernels.launch import Launch
+
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.REDUCE)
+    steps = configs.steps(down, across)
+    tiles = math.ceil(down / steps)
+    constants = dict(VEC=vec, ACTIVATION=activation, **configs.REDUCE)
+    launch = Launch(tile_sums_kernel, (tiles * across, 1, 1), (pixels, vectors, steps), **constants)
+    grid = math.ceil(shape[1] / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
+    return launch, Launch(sum_kernel, grid, (tiles, shape[1]), **configs.MERGE), tiles
+
+
+def bn_act_reduce(grad_output, z, scale, shift, mean, rstd, y, activation):
+    of_tiles, of_all, tiles = memoised(_reduce_plan, z.shape, activation)
+    channels, y = z.shape[1], None if y is None else _dense(y)
+    partials = torch.empty((tiles, 2, channels), dtype=torch.float32, device=z.device)
+    of_tiles(_dense(grad_output), _dense(z), *map(_vector, (scale, shift, mean, rstd)), y, partials)
+    sums = tuple(torch.empty(channels, dtype=torch.float32, device=z.device) for _ in range(2))
+    of_all(partials, *sums)
+    return sums

@@ -22,9 +22,10 @@ _TILES = {
     "narrow 32 s2": (16, 32, 16), "middle 32 s1": (16, 32, 16), "middle 32 s2": (16, 32, 16),
 }  # fmt: skip
 _GATHER = {16: dict(BM=128, BN=64, BK=64), 32: dict(BM=64, BN=64, BK=32)}
-# Tiles of the ops on images, and how many of their statistics are merged side by side.
+# Tiles of the ops on images, and how many of their partial results are merged side by side.
 AFFINE_ACT = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64)
 STATS = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64, LANES=16)
+REDUCE = dict(BLOCK_ROWS=32, BLOCK_CHANNELS=64)
 MERGE = dict(TILES=64, BLOCK_CHANNELS=32)
 
 
@@ -107,6 +108,6 @@ def gather(problem: ConvProblem) -> dict[str, int]:
     return {name: min(size, max(16, 2 ** math.ceil(math.log2(needed[name])))) for name, size in blocks.items()}
 
 
-def stats_steps(row_blocks: int, channel_blocks: int) -> int:
-    """How many blocks of rows a tile of bn_stats has: more only where there are programs enough."""
+def steps(row_blocks: int, channel_blocks: int) -> int:
+    """How many blocks of rows a tile of a reduction has: more only where there are programs enough."""
     return max(1, min(16, row_blocks * channel_blocks // _PROGRAMS_WANTED))

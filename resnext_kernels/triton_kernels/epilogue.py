@@ -65,3 +65,14 @@ def store_partial(partials, tile, channels, at, live, n, mean, m2):
     tl.store(place, n, live)
     tl.store(place + channels, mean, live)
     tl.store(place + 2 * channels, m2, live)
+
+
+@triton.jit
+def masked_grad(grad, pre, ACTIVATION: tl.constexpr):
+    """grad * act'(pre); for relu pre may be y, whose sign is the same. NaN passes, as in PyTorch."""
+    if ACTIVATION == "relu":
+        grad = tl.where(pre <= 0, 0.0, grad)
+    elif ACTIVATION == "silu":
+        sigmoid = 1 / (1 + tl.exp(-pre))
+        grad = grad * sigmoid * (1 + pre * (1 - sigmoid))
+    return grad
