@@ -1,7 +1,7 @@
 """Compiles the Triton kernels ahead of time, exactly as backends/triton.py would launch them, with no GPU.
 
-`python tests/triton_aot.py` prints what came out as JSON, `--all` for every variant and architecture, `--record` writes
-that to triton_budgets.json. It takes a process of its own: in one with TRITON_INTERPRET nothing compiles.
+`python tests/triton_aot.py` prints what came out as JSON, `--all` for every variant and architecture, `--record` puts
+that into triton_budgets.json. It takes a process of its own: in one with TRITON_INTERPRET nothing compiles.
 """
 
 import argparse
@@ -155,7 +155,9 @@ def measure(everything: bool) -> dict[str, dict]:
 def record(usages: dict[str, dict]):
     import triton
 
-    rows = {name: [usage[field] for field in RECORDED] for name, usage in usages.items()}
+    before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    rows = before["kernels"] if before.get("triton") == triton.__version__ else {}
+    rows.update({name: [usage[field] for field in RECORDED] for name, usage in usages.items()})
     text = json.dumps({"triton": triton.__version__, "fields": RECORDED, "kernels": rows}, indent=1)
     RECORD.write_text(re.sub(r"\[[^\[\]]*?\]", lambda match: f"[{' '.join(match[0][1:-1].split())}]", text) + "\n")
 
@@ -165,7 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
-    found = measure(options.all or options.record)
+    found = measure(options.all)
     print(json.dumps(found))
     if options.record:
         record(found)

@@ -24,11 +24,11 @@ DTYPES = (torch.float32, torch.float16)
 # cut by, or end with half a pair; rows cut into chunks; the dilations' interleaved rows; less padding and more.
 PROBLEMS = [
     "n2_c64_h7_g16", "n1_c64_h9_w35_g8", "n3_c12_h5_w3_g4", "n2_c24_h4_w6_g4", "n1_c128_h3_g32", "n1_c16_h1_w2_g4",
-    "n1_c32_h29_w4_g8", "n2_c16_o32_h5_g4", "n1_c32_o16_h6_g4", "n40_c8_h3_w1_g2", "n1_c16_h4_g4_p0", "n1_c16_h4_g4_p2",
-    "n1_c64_h5_w70_g4", "n2_c28_h6_g2", "n1_c30_h5_g3", "n1_c96_h4_g3", "n1_c48_h5_g2", "n1_c16_o48_h5_g2",
-    "n2_c64_h9_w34_g16_s2", "n1_c32_h8_g8_s2", "n2_c64_h5_g2_s2", "n1_c16_h3_g1_s2_p0", "n1_c32_h61_w3_g4_s2",
-    "n1_c32_h9_g8_p2_d2", "n1_c32_h12_w37_g2_p4_d4", "n1_c32_h6_g1_p2_d2",
-    "n2_c80_h6_g2", "n1_c40_o136_h5_g1", "n1_c160_h4_g2_s2", "n1_c16_h9_g4_k5_p2", "n1_c12_h9_g3_s3",
+    "n1_c32_h29_w4_g8", "n2_c16_o32_h5_g4", "n1_c32_o16_h4_g4", "n40_c8_h3_w1_g2", "n1_c16_h4_g4_p0", "n1_c16_h4_g4_p2",
+    "n1_c64_h5_w70_g4", "n2_c28_h6_g2", "n1_c48_h5_g2", "n1_c16_o48_h5_g2",
+    "n2_c64_h9_w34_g16_s2", "n1_c32_h8_g8_s2", "n1_c64_h5_g2_s2", "n1_c16_h3_g1_s2_p0", "n1_c32_h61_w3_g4_s2",
+    "n1_c32_h9_g8_p2_d2", "n1_c32_h9_w20_g2_p4_d4", "n1_c32_h4_g1_p2_d2",
+    "n1_c80_h5_g2", "n1_c40_o136_h5_g1", "n1_c160_h4_g2_s2", "n1_c16_h5_g4_k5_p2", "n1_c12_h9_g3_s3",
     "n1_c16_h9_g4_d2_s2", "n1_c16_h6_w9_g4_k1x3_p0x1_s1x2",
 ]  # fmt: skip
 MEMORY = ["n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n2_c200_h4_w6"]
@@ -67,7 +67,10 @@ def test_gates(text):
     """In the dtype that test_exact does not take."""
     problem = _problem(text, _dtype(text, other=True))
     _check(verify("grouped_conv2d_stats", problem, "triton"))
-    _check(verify("grouped_conv2d_affine_act", problem, "triton", activation=("relu", "silu")[len(text) % 2]))
+    if len(text) % 2:
+        _check(verify("grouped_conv2d_affine_act", problem, "triton", activation="silu"))
+    else:
+        assert exact.mismatch("grouped_conv2d_affine_act", problem, "triton") is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
