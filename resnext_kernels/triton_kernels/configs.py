@@ -63,8 +63,12 @@ def key(problem: ConvProblem) -> str:
 
 
 def config(architecture: int, problem: ConvProblem) -> Config:
-    known = [each for each, rows in table().items() if each <= architecture and key(problem) in rows]
-    return table()[max(known)][key(problem)]
+    # Addresses of packs that are not full take more registers.
+    for name in (f"{key(problem)} partial", key(problem)) if _is_partial(problem) else (key(problem),):
+        known = [each for each, rows in table().items() if each <= architecture and name in rows]
+        if known:
+            return table()[max(known)][name]
+    raise KeyError(f"configs.json: expected a row of {key(problem)} for {architecture} or lower")
 
 
 def vector(channels: int) -> int:
@@ -83,6 +87,13 @@ def pack(problem: ConvProblem) -> dict[str, int]:
     tile, channels, lanes = _TILES[key(problem)]
     return dict(GI=inner, GO=outer, KC=sizes[0], NC=sizes[1], PACKS=channels // wide, PX=2 if name == "pairs" else 1,
                 TILE=tile, LANES=lanes)  # fmt: skip
+
+
+def _is_partial(problem: ConvProblem) -> bool:
+    if form(problem) == "gather":
+        return False
+    made = pack(problem)
+    return made["GI"] < made["KC"] or made["GO"] < made["NC"]
 
 
 def rows_grid(problem: ConvProblem) -> tuple[int, int, int, int, int]:
