@@ -13,6 +13,7 @@ from resnext_kernels import _native, tables
 def pytest_addoption(parser):
     parser.addoption("--cases", help="a folder with grouped_3x3.csv: every row whose size allows is run")
     parser.addoption("--sanitize", action="store_true", help="also run the native library under sanitizers: minutes")
+    parser.addoption("--triton-all", action="store_true", help="compile every Triton kernel for every GPU: minutes")
 
 
 @pytest.fixture(autouse=True)

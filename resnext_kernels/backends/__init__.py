@@ -6,12 +6,12 @@ from functools import lru_cache
 
 from .. import tables
 from .._memo import is_unhashable
-from . import aten, cpu, cuda, reference
+from . import aten, cpu, cuda, reference, triton
 
 logger = logging.getLogger("resnext_kernels")
 
 # In order of preference; `aten` takes everything, `reference` is chosen only by name.
-ORDER = (cuda, cpu, aten)
+ORDER = (cuda, triton, cpu, aten)
 _BY_NAME = {module.NAME: module for module in (*ORDER, reference)}
 
 AUTO = "auto"

@@ -1,0 +1,272 @@
+"""Triton kernels (triton_kernels/) on the current stream: for GPUs where the CUDA kernels were not built."""
+
+import importlib.util
+import math
+from functools import lru_cache
+
+import torch
+
+from .._memo import memoised
+from ..problem import ConvProblem
+from ..triton_kernels import configs
+
+NAME, DEVICE = "triton", "cuda"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OLDEST = 80
+_ALIGNMENT = 16
+
+
+@lru_cache
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # of a module that is marked as missing
+        return False
+
+
+def missing():
+    if not _is_installed():
+        return "no triton: pip install triton"
+    return None if torch.cuda.is_available() else "no CUDA device that torch can use"
+
+
+def measured() -> bool:
+    return False
+
+
+@lru_cache
+def architecture(index: int | None) -> int:
+    """major * 10 + minor of the device's compute capability."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def unsupported_reasons(op, problem) -> list[str]:
+    reasons = [missing()] if missing() else []
+    if problem.device != DEVICE:
+        reasons.append(f"runs on {DEVICE} tensors, got {problem.device}")
+    if problem.dtype not in _DTYPES:
+        reasons.append(f"takes float32, bfloat16 and float16, got {problem.dtype}")
+    if problem.layout != "nhwc":
+        reasons.append("takes channels_last images, got NCHW: x.to(memory_format=torch.channels_last)")
+    if reasons:
+        return reasons
+    if architecture(None) < _OLDEST:
+        reasons.append(f"takes GPUs of compute capability 8.0 and up, got {architecture(None) / 10}")
+    # A tile's addresses are 32-bit numbers from its first image on.
+    if problem.h * (problem.w + 256) * max(problem.c_in, problem.c_out) >= 2**31:
+        reasons.append(f"takes images of less than 2**31 elements, got {problem}")
+    return reasons
+
+
+def not_automatic_reasons(op, problem) -> list[str]:
+    return ["not measured: name it: use_backend('triton', 'aten')"]
+
+
+def _dense(image):
+    """The image dense in channels_last, from an address that vectors of 16 bytes can be loaded from."""
+    return _aligned(image.contiguous(memory_format=torch.channels_last))
+
+
+def _aligned(tensor):
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone(memory_format=torch.preserve_format)
+
+
+def _vector(vector):
+    return None if vector is None else _aligned(vector.float().contiguous())
+
+
+def _vectors(channels):
+    """channels as (how many vectors, of how many elements)."""
+    size = configs.vector(channels)
+    return channels // size, size
+
+
+def _prepack(problem, blocks):
+    """(The launch that packs the weight for rows_kernel, the size of its result.)"""
+    from ..triton_kernels.grouped_conv2d import prepack_kernel
+    from ..triton_kernels.launch import Launch
+
+    made = configs.pack(problem)
+    pack = {name: made[name] for name in ("GI", "GO", "KC", "NC", "PACKS", "PX")}
+    groups, tiles = problem.groups, 3 * (4 - made["PX"])
+    constants = dict(CIN=problem.c_in // groups, COUT=problem.c_out // groups, **pack)
+    size = blocks * tiles * made["PACKS"] * made["KC"] * made["NC"] * made["PX"] ** 2
+    return Launch(prepack_kernel, (blocks, tiles, 1), (problem.c_out,), **constants), size
+
+
+def _by_rows(problem, architecture, activation):
+    """(How to prepare the weight, the launch, the number of tiles) of rows_kernel."""
+    from ..triton_kernels.grouped_conv2d import rows_kernel
+    from ..triton_kernels.launch import Launch
+
+    config = configs.config(architecture, problem)
+    positions, strips, blocks, chunks, rows = configs.rows_grid(problem)
+    (cin_vectors, vi), (cout_vectors, vo) = _vectors(problem.c_in), _vectors(problem.c_out)
+    integers = (positions, problem.h, problem.w, *problem.output_size, cin_vectors, cout_vectors, rows,
+                *problem.padding, blocks)  # fmt: skip
+    launch = Launch(
+        rows_kernel, (strips * blocks, chunks, 1), integers, config.warps, config.stages, VI=vi, VO=vo,
+        STRIDE=problem.stride[0], DILATION=problem.dilation[0], ACTIVATION=activation, **configs.pack(problem),
+    )  # fmt: skip
+    prepack, size = _prepack(problem, blocks)
+
+    def prepare(weight):
+        packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
+        prepack(_aligned(weight.contiguous()), packed)
+        return packed
+
+    return prepare, launch, strips * chunks
+
+
+def _by_gather(problem, architecture, activation):
+    """The same of gather_kernel."""
+    from ..triton_kernels.grouped_conv2d_gather import gather_kernel
+    from ..triton_kernels.launch import Launch
+
+    config, blocks = configs.config(architecture, problem), configs.gather(problem)
+    (cin_vectors, vi), (cout_vectors, vo) = _vectors(problem.c_in), _vectors(problem.c_out)
+    c_in, c_out = problem.c_in // problem.groups, problem.c_out // problem.groups
+    oh, ow = problem.output_size
+    positions = problem.n * oh * ow
+    tiles = math.ceil(positions / blocks["BM"])
+    integers = (
+        positions, problem.h, problem.w, oh, ow, cin_vectors, cout_vectors, *problem.stride, *problem.padding,
+        *problem.dilation, problem.kernel[1], math.prod(problem.kernel),
+    )  # fmt: skip
+    grid = tiles * problem.groups * math.ceil(c_out / blocks["BN"]), 1, 1
+    launch = Launch(gather_kernel, grid, integers, config.warps, config.stages, VI=vi, VO=vo, CIN=c_in, COUT=c_out,
+                    ACTIVATION=activation, **blocks)  # fmt: skip
+    return lambda weight: _aligned(weight.permute(2, 3, 0, 1).contiguous()), launch, tiles
+
+
+def _plan(problem, architecture, activation):
+    make = _by_gather if configs.form(problem) == "gather" else _by_rows
+    return make(problem, architecture, activation)
+
+
+def _run(x, weight, scale, shift, conv, activation, with_stats=False):
+    """(y, the tiles' partial statistics or None.)"""
+    problem = ConvProblem.from_tensors(x, weight, *conv)
+    prepare, launch, tiles = memoised(_plan, problem, architecture(x.device.index), activation)
+    y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    partials = _partials(y, tiles) if with_stats else None
+    launch(_dense(x), prepare(weight), _vector(scale), _vector(shift), y, partials)
+    return y, partials
+
+
+def _partials(z, tiles):
+    return torch.empty((tiles, 3, z.shape[1]), dtype=torch.float32, device=z.device)
+
+
+def grouped_conv2d(x, weight, bias, *conv):
+    return _run(x, weight, None, bias, conv, "identity")[0]
+
+
+def grouped_conv2d_affine_act(x, weight, scale, shift, stride, padding, dilation, groups, activation):
+    return _run(x, weight, scale, shift, (stride, padding, dilation, groups), activation)[0]
+
+
+def grouped_conv2d_stats(x, weight, *conv):
+    z, partials = _run(x, weight, None, None, conv, "identity", with_stats=True)
+    return z, *_merged(partials)
+
+
+def _merge_plan(tiles, channels):
+    from ..triton_kernels.bn_stats import merge_kernel
+    from ..triton_kernels.launch import Launch
+
+    grid = math.ceil(channels / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
+    return Launch(merge_kernel, grid, (tiles, channels), **configs.MERGE)
+
+
+def _merged(partials):
+    tiles, _, channels = partials.shape
+    mean, m2 = (torch.empty(channels, dtype=torch.float32, device=partials.device) for _ in range(2))
+    memoised(_merge_plan, tiles, channels)(partials, mean, m2)
+    return mean, m2
+
+
+def _image_plan(shape, tile):
+    """(pixels, vectors of channels, their size, tiles along the pixels, tiles along the channels)."""
+    n, c, h, w = shape
+    pixels = n * h * w
+    blocks = math.ceil(pixels / tile["BLOCK_ROWS"]), math.ceil(c / tile["BLOCK_CHANNELS"])
+    return pixels, *_vectors(c), *blocks
+
+
+def _stats_plan(shape):
+    from ..triton_kernels.bn_stats import tiles_kernel
+    from ..triton_kernels.launch import Launch
+
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.STATS)
+    steps = configs.steps(down, across)
+    tiles = math.ceil(down / steps)
+    return Launch(tiles_kernel, (tiles * across, 1, 1), (pixels, vectors, steps), VEC=vec, **configs.STATS), tiles
+
+
+def bn_stats(z):
+    launch, tiles = memoised(_stats_plan, z.shape)
+    partials = _partials(z, tiles)
+    launch(_dense(z), partials)
+    return _merged(partials)
+
+
+def _affine_plan(shape, activation):
+    from ..triton_kernels.affine_act import affine_act_kernel
+    from ..triton_kernels.launch import Launch
+
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.AFFINE_ACT)
+    constants = dict(VEC=vec, ACTIVATION=activation, **configs.AFFINE_ACT)
+    return Launch(affine_act_kernel, (down * across, 1, 1), (pixels, vectors), **constants)
+
+
+def affine_act(z, scale, shift, residual, activation):
+    y = torch.empty_like(z, memory_format=torch.channels_last)
+    residual = None if residual is None else _dense(residual)
+    memoised(_affine_plan, z.shape, activation)(_dense(z), _vector(scale), _vector(shift), residual, y)
+    return y
+
+
+def _affine_backward_plan(shape, activation):
+    from ..triton_kernels.affine_act_backward import affine_act_backward_kernel
+    from ..triton_kernels.launch import Launch
+
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.AFFINE_ACT)
+    constants = dict(VEC=vec, ACTIVATION=activation, **configs.AFFINE_ACT)
+    return Launch(affine_act_backward_kernel, (down * across, 1, 1), (pixels, vectors), **constants)
+
+
+def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, output_mask):
+    launch = memoised(_affine_backward_plan, z.shape, activation)
+    dz, dresidual = (
+        torch.empty_like(z, memory_format=torch.channels_last) if asked else None for asked in output_mask
+    )  # fmt: skip
+    if any(output_mask):
+        y = None if y is None else _dense(y)
+        launch(_dense(grad_output), _dense(z), *map(_vector, (scale, shift, a, b, c)), y, dz, dresidual)
+    return tuple(z.new_empty(0) if image is None else image for image in (dz, dresidual))
+
+
+def _reduce_plan(shape, activation):
+    """(The launch that sums tiles, the launch that sums these, the number of tiles.)"""
+    from ..triton_kernels.bn_act_reduce import sum_kernel, tile_sums_kernel
+    from ..triton_kernels.launch import Launch
+
+    pixels, vectors, vec, down, across = _image_plan(shape, configs.REDUCE)
+    steps = configs.steps(down, across)
+    tiles = math.ceil(down / steps)
+    constants = dict(VEC=vec, ACTIVATION=activation, **configs.REDUCE)
+    launch = Launch(tile_sums_kernel, (tiles * across, 1, 1), (pixels, vectors, steps), **constants)
+    grid = math.ceil(shape[1] / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
+    return launch, Launch(sum_kernel, grid, (tiles, shape[1]), **configs.MERGE), tiles
+
+
+def bn_act_reduce(grad_output, z, scale, shift, mean, rstd, y, activation):
+    of_tiles, of_all, tiles = memoised(_reduce_plan, z.shape, activation)
+    channels, y = z.shape[1], None if y is None else _dense(y)
+    partials = torch.empty((tiles, 2, channels), dtype=torch.float32, device=z.device)
+    of_tiles(_dense(grad_output), _dense(z), *map(_vector, (scale, shift, mean, rstd)), y, partials)
+    sums = tuple(torch.empty(channels, dtype=torch.float32, device=z.device) for _ in range(2))
+    of_all(partials, *sums)
+    return sums

@@ -1,0 +1,173 @@
+"""The Triton kernels in triton's interpreter, on CPU tensors; test_triton.py runs this file in a process of its own,
+as TRITON_INTERPRET=1 has to be set before anything imports triton.
+
+The interpreter runs programs one after the other as numpy: it shows what is computed and where it is stored, but no
+races, no layouts, no spills, nothing of tensor cores' accumulation, and it takes products that the compiler refuses
+(K < 16). bfloat16 is left out: arithmetic on it is garbage there, and stores truncate; triton_aot.py compiles it.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import resnext_kernels as rk
+from resnext_kernels import backends
+from resnext_kernels.backends import triton
+from resnext_kernels.problem import ConvProblem
+from resnext_kernels.testing import cases, exact
+from resnext_kernels.testing.verify import judge, verify
+from resnext_kernels.triton_kernels import configs
+
+DTYPES = (torch.float32, torch.float16)
+# Every form; widths that fill a pack and that do not; C_out of more and of less than C_in; tiles that images share, are
+# cut by, or end with half a pair; rows cut into chunks; the dilations' interleaved rows; less padding and more.
+PROBLEMS = [
+    "n2_c64_h7_g16", "n1_c64_h9_w35_g8", "n3_c12_h5_w3_g4", "n2_c24_h4_w6_g4", "n1_c128_h3_g32", "n1_c16_h1_w2_g4",
+    "n1_c32_h29_w4_g8", "n2_c16_o32_h5_g4", "n1_c32_o16_h4_g4", "n40_c8_h3_w1_g2", "n1_c16_h4_g4_p0", "n1_c16_h4_g4_p2",
+    "n1_c64_h5_w70_g4", "n2_c28_h6_g2", "n1_c48_h5_g2", "n1_c16_o48_h5_g2",
+    "n2_c64_h9_w34_g16_s2", "n1_c32_h8_g8_s2", "n1_c64_h5_g2_s2", "n1_c16_h3_g1_s2_p0", "n1_c32_h61_w3_g4_s2",
+    "n1_c32_h9_g8_p2_d2", "n1_c32_h9_w20_g2_p4_d4", "n1_c32_h4_g1_p2_d2",
+    "n1_c80_h5_g2", "n1_c40_o136_h5_g1", "n1_c160_h4_g2_s2", "n1_c16_h5_g4_k5_p2", "n1_c12_h9_g3_s3",
+    "n1_c16_h9_g4_d2_s2", "n1_c16_h6_w9_g4_k1x3_p0x1_s1x2",
+]  # fmt: skip
+MEMORY = ["n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n2_c200_h4_w6"]
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    """The backend `triton` on CPU tensors, as if for a GPU of compute capability 9.0."""
+    monkeypatch.setattr(triton, "DEVICE", "cpu")
+    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton, "architecture", lambda index: 90)
+    backends.forget()
+    yield
+    backends.forget()
+
+
+def _problem(text, dtype):
+    return replace(ConvProblem.parse(text), dtype=dtype, layout="nhwc")
+
+
+def _dtype(text, other=False):
+    return DTYPES[(sum(map(ord, text)) + other) % 2]
+
+
+def _check(verdict):
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_exact(text):
+    assert exact.mismatch("grouped_conv2d", _problem(text, _dtype(text)), "triton") is None
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_gates(text):
+    """In the dtype that test_exact does not take."""
+    problem = _problem(text, _dtype(text, other=True))
+    _check(verify("grouped_conv2d_stats", problem, "triton"))
+    if len(text) % 2:
+        _check(verify("grouped_conv2d_affine_act", problem, "triton", activation="silu"))
+    else:
+        assert exact.mismatch("grouped_conv2d_affine_act", problem, "triton") is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", MEMORY)
+def test_images(text, dtype):
+    problem = _problem(text, dtype)
+    for activation in ("relu", "identity"):
+        for op in ("affine_act", "affine_act_backward", "bn_act_reduce"):
+            assert exact.mismatch(op, problem, "triton", activation=activation) is None
+    for op in ("affine_act", "affine_act_backward", "bn_act_reduce"):
+        _check(verify(op, problem, "triton", activation="silu"))
+    _check(verify("bn_stats", problem, "triton"))
+
+
+def test_many_tiles(monkeypatch):
+    """Several steps of a tile, and more tiles than are merged at a time."""
+    monkeypatch.setattr(configs, "steps", lambda *blocks: 2)
+    for op in ("bn_stats", "bn_act_reduce"):
+        _check(verify(op, _problem("n9_c8_h32_w32", torch.float32), "triton"))
+
+
+def test_statistics_of_what_is_far_from_zero():
+    """Means of parts are rounded: M2 errs by 2**-23 * |mean| / std / sqrt(count), which the gate has room for here."""
+    values = 30.1 + torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(0))
+    z = values.to(memory_format=torch.channels_last)
+    _check(judge("bn_stats", (z,), triton.bn_stats(z)))
+
+
+def test_the_variance_of_a_constant_is_nothing_or_next_to_it():
+    z = torch.full((2, 8, 9, 9), 1000.1).to(memory_format=torch.channels_last)
+    _, m2 = triton.bn_stats(z)
+    assert (m2 >= 0).all() and (m2 / 162 <= (2**-22 * 1000.1) ** 2).all()
+
+
+@pytest.mark.parametrize("text", ["n2_c32_h6_w5_g8", "n1_c32_h6_w5_g2", "n1_c64_h7_g8_s2", "n2_c80_h4_g2"])
+def test_nothing_is_read_beside_the_tensors(text):
+    """All that surrounds the input, the weight and the vectors is NaN."""
+    problem = _problem(text, torch.float16)
+    expected = cases.make("grouped_conv2d_affine_act", problem, integers=True)
+    poisoned = tuple(_amid_nan(a) if isinstance(a, torch.Tensor) else a for a in expected)
+    y, z = triton.grouped_conv2d_affine_act(*poisoned), triton.grouped_conv2d_affine_act(*expected)
+    assert z.isfinite().all() and torch.equal(y, z)
+
+
+def _amid_nan(tensor):
+    margin = 4096
+    memory = torch.full((tensor.numel() + 2 * margin,), torch.nan, dtype=tensor.dtype)
+    return memory[margin : margin + tensor.numel()].as_strided(tensor.shape, tensor.stride(), margin).copy_(tensor)
+
+
+def test_what_is_not_finite_stays_within_its_pack():
+    """A pack's products with zeros spread it to the pack's channels and, with pairs, to the neighbouring column."""
+    problem = _problem("n1_c128_h8_g32", torch.float32)
+    x, weight, _, *conv = cases.make("grouped_conv2d", problem, integers=True)
+    expected = triton.grouped_conv2d(x, weight, None, *conv)
+    x[0, 9, 4, 4] = torch.nan
+    different = ~(triton.grouped_conv2d(x, weight, None, *conv) == expected)
+    channels = different.any(dim=(0, 2, 3)).nonzero().flatten()
+    columns = different.any(dim=(0, 1, 2)).nonzero().flatten()
+    assert channels.min() >= 8 and channels.max() < 16 and columns.min() >= 2 and columns.max() <= 6
+
+
+def test_of_the_gradients_those_asked_for():
+    *args, _ = cases.make("affine_act_backward", _problem(MEMORY[0], torch.float32), integers=True)
+    both = triton.affine_act_backward(*args, [True, True])
+    for mask in ([True, False], [False, True], [False, False]):
+        for asked, one, other in zip(mask, triton.affine_act_backward(*args, mask), both, strict=True):
+            assert torch.equal(one, other) if asked else one.numel() == 0
+
+
+def test_an_empty_batch():
+    args = cases.make("grouped_conv2d_stats", _problem("n0_c16_h5_g2", torch.float16), integers=True)
+    z, mean, m2 = triton.grouped_conv2d_stats(*args)  # without the dispatch, to which an empty image reads as NCHW
+    assert z.shape == (0, 16, 5, 5) and not mean.any() and not m2.any()
+
+
+def test_a_misaligned_or_strided_input():
+    base = torch.randint(-2, 3, (2 * 9 * 9 * 16 + 1,)).half()
+    x = base[1:].view(2, 9, 9, 16).permute(0, 3, 1, 2)
+    weight = torch.randint(-1, 2, (16, 4, 3, 3)).half()
+    for part in (x, x[:, :, ::2]):
+        expected = torch.nn.functional.conv2d(part.double(), weight.double(), padding=1, groups=4)
+        with rk.use_backend("triton"):
+            assert torch.equal(rk.functional.grouped_conv2d(part, weight, padding=1, groups=4).double(), expected)
+
+
+DEFECTS = {
+    "drops the last row": lambda grid: (*grid[:4], grid[4] - 1),
+    "drops the last strip": lambda grid: (grid[0], grid[1] - 1, *grid[2:]),
+    "forgets the last position": lambda grid: (grid[0] - 1, *grid[1:]),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
+def test_defects_are_caught(defect, monkeypatch):
+    right = configs.rows_grid
+    monkeypatch.setattr(configs, "rows_grid", lambda problem: defect(right(problem)))
+    # Of a size of its own: what a problem came to is remembered.
+    problem = _problem(f"n{2 + list(DEFECTS.values()).index(defect)}_c16_h5_w11_g4", torch.float32)
+    assert exact.mismatch("grouped_conv2d", problem, "triton") is not None
