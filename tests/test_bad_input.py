@@ -98,7 +98,7 @@ def test_named_backend_says_why_not(monkeypatch):
     with rk.use_backend("cpu"), pytest.raises(rk.BackendError, match="cpu: has no grouped_conv2d_backward"):
         rk.functional.grouped_conv2d(X, W.clone().requires_grad_(), groups=4)  # before the forward, not after it
     rk.backends.forget()
-    with pytest.raises(ValueError, match="use_backend: expected names among auto, cuda, cpu, aten, reference"):
+    with pytest.raises(ValueError, match="use_backend: expected names among auto, cuda, triton, cpu, aten, reference"):
         with rk.use_backend("cudnn"):
             pass
 
