@@ -1,6 +1,6 @@
 """How much of the CUDA kernels the tests notice: small defects, one at a time, under emulation.
 
-python scripts/mutate_cuda.py [--only SUBJECT] [--every N] [--offset K] prints each defect that survives and, for each
+python scripts/mutate_cuda.py [--only SUBJECT] [--lines REGEX] [--every N] [--offset K] prints each defect that survives and, for each
 subject, how many were caught. A defect costs seconds: --every takes each N-th one, from the K-th on. Defects are
 mechanical: a call such as a barrier, wait, commit or store left out, a bound or mask always or never met, a comparison
 or a sum turned round, a number or an index off by one, two fragments exchanged. Those that compile to the same code
@@ -135,10 +135,10 @@ def changes(code: str):
             yield code[: match.start()] + always + code[match.end() :]
 
 
-def defects(source: str):
-    """(source, line number, the line as it becomes) of every defect of a source."""
+def defects(source: str, lines: str):
+    """(source, line number, the line as it becomes) of every defect of a source's lines that match."""
     for number, line in enumerate((CUDA / source).read_text().splitlines()):
-        if not NO_CODE.match(line) and not ARRAYS.match(line):
+        if re.search(lines, line) and not NO_CODE.match(line) and not ARRAYS.match(line):
             for changed in dict.fromkeys(changes(line.split("//")[0].rstrip())):
                 yield source, number, changed
 
@@ -235,9 +235,9 @@ def _judge(defect):
     return defect, outcome(_baseline, SUBJECTS[subject], *where)
 
 
-def judge_subject(name: str, jobs: int, every: int, offset: int) -> None:
+def judge_subject(name: str, jobs: int, lines: str, every: int, offset: int) -> None:
     assert all(run_tests(_baseline.folder / "_emulated.so", *tests) for tests in SUBJECTS[name].tests), "fails as it is"
-    made = [(name, *defect) for source in SUBJECTS[name].sources for defect in defects(source)][offset::every]
+    made = [(name, *defect) for source in SUBJECTS[name].sources for defect in defects(source, lines)][offset::every]
     counts, start = Counter(), time.monotonic()
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         for (_, source, number, line), by in pool.imap(_judge, made):
@@ -257,6 +257,9 @@ def main() -> None:
     global _baseline
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SUBJECTS, help="one subject; all of them without")
+    parser.add_argument(
+        "--lines", default="", metavar="REGEX", help="only of lines that match, such as 'sync|cp_async'"
+    )
     parser.add_argument("--every", type=int, default=1, help="only each N-th defect")
     parser.add_argument("--offset", type=int, default=0, help="from the K-th on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -266,7 +269,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _baseline = Baseline(Path(folder), options.jobs)
         for name in [options.only] if options.only else SUBJECTS:
-            judge_subject(name, options.jobs, options.every, options.offset)
+            judge_subject(name, options.jobs, options.lines, options.every, options.offset)
 
 
 if __name__ == "__main__":
