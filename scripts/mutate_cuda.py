@@ -1,10 +1,10 @@
 """How much of the CUDA kernels the tests notice: small defects, one at a time, under emulation.
 
-python scripts/mutate_cuda.py [--only SUBJECT] [--lines REGEX] [--every N] [--offset K] prints each defect that survives and, for each
-subject, how many were caught. A defect costs seconds: --every takes each N-th one, from the K-th on. Defects are
-mechanical: a call such as a barrier, wait, commit or store left out, a bound or mask always or never met, a comparison
-or a sum turned round, a number or an index off by one, two fragments exchanged. Those that compile to the same code
-are no defects.
+python scripts/mutate_cuda.py [--only SUBJECT] [--lines REGEX] [--every N] [--offset K] prints each defect that
+survives and, for each subject, how many were caught. A defect costs seconds: --every takes each N-th one, from the
+K-th on. Defects are mechanical: a call such as a barrier, wait, commit or store left out, a bound or mask always or
+never met, a comparison or a sum turned round, a number or an index off by one, two fragments exchanged. Those that
+compile to the same code are no defects.
 """
 
 import argparse
