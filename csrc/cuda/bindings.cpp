@@ -8,7 +8,7 @@
 #include "grouped_conv2d_fwd_float_plan.h"
 #include "grouped_conv2d_plan.h"
 #include "grouped_conv2d_wgrad_float_plan.h"
-#include "grouped_conv2d_wgrad_tensor.h"
+#include "grouped_conv2d_wgrad_plan.h"
 #include "kernels.h"
 #include "problem_bindings.h"
 
@@ -126,7 +126,7 @@ py::dict wgrad_plan(const rk::ConvProblem& p) {
   result["rows"] = plan.walk.rows;
   result["row_blocks"] = plan.walk.row_blocks;
   result["tiles"] = plan.walk.tiles();
-  result["workspace"] = rk::cuda::grouped_conv2d_wgrad_tensor_workspace(p);
+  result["workspace"] = rk::cuda::grouped_conv2d_wgrad_workspace(p);
   return result;
 }
 

@@ -1,6 +1,7 @@
 #include "grouped_conv2d_dgrad_float.h"
 #include "grouped_conv2d_dgrad_tensor.h"
 #include "kernels.h"
+#include "platform.h"
 
 namespace rk::cuda {
 

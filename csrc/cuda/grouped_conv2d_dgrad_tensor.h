@@ -1,6 +1,5 @@
 #pragma once
 #include "grouped_conv2d_plan.h"
-#include "platform.h"
 
 namespace rk::cuda {
 

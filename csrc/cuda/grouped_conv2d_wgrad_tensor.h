@@ -1,6 +1,5 @@
 #pragma once
 #include "grouped_conv2d_wgrad_plan.h"
-#include "platform.h"
 
 namespace rk::cuda {
 
