@@ -1,11 +1,24 @@
 #pragma once
 #include "grouped_conv2d_plan.h"
+#include "host_device.h"
 
 namespace rk::cuda {
 
-// Which taps of the weights a kernel takes for its own 0, 1, 2.
+// Which taps of the weights, along an axis, a kernel takes for its own 0, 1, 2. An array of them, indexed
+// when it runs, would be local memory.
+class AxisTaps {
+ public:
+  AxisTaps() = default;
+  RK_HOST_DEVICE constexpr AxisTaps(unsigned first, unsigned second, unsigned third)
+      : bits_(first | second << 2 | third << 4) {}
+  RK_HOST_DEVICE constexpr int operator[](int i) const { return static_cast<int>(bits_ >> 2 * i & 3); }
+
+ private:
+  unsigned bits_;
+};
+
 struct Taps {
-  int kh[3], kw[3];
+  AxisTaps kh, kw;
 };
 
 inline constexpr Taps kForwardTaps{{0, 1, 2}, {0, 1, 2}};
