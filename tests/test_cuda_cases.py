@@ -34,6 +34,8 @@ def test_rows(emulated_cuda, request, capsys, dtype):
     if not folder:
         pytest.skip("reads the shapes of a folder: --cases DIR")
     rows = (replace(p, dtype=dtype, layout="nhwc") for p in problems.case_file(Path(folder) / "grouped_3x3.csv"))
+    # An image of one pixel is in both layouts, and the ops read it as NCHW.
+    rows = (problem for problem in rows if problem.h * problem.w > 1)
     taken = [problem for problem in rows if not cuda.unsupported_reasons("grouped_conv2d", problem)]
     sample = taken[cuda._DTYPES.index(dtype) :: STEP]
     for problem in map(_shrunk, sample):
