@@ -114,13 +114,7 @@ void bn_act_reduce(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr
 void affine_act_backward(const rk::ImageProblem& p, uintptr_t dy, uintptr_t z, uintptr_t scale,
                          uintptr_t shift, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t y, int activation,
                          uintptr_t dz, uintptr_t dresidual, uintptr_t parallel_for) {
-  const rk::BnBackward bn{pointer<const void>(z),
-                          pointer<const float>(scale),
-                          pointer<const float>(shift),
-                          pointer<const float>(a),
-                          pointer<const float>(b),
-                          pointer<const float>(c),
-                          static_cast<rk::Activation>(activation)};
+  const auto bn = rk::bn_backward(z, scale, shift, a, b, c, activation);
   const auto& kernels = rk::cpu::kernels();
   py::gil_scoped_release release;
   kernels.affine_act_backward(p, pointer<const void>(dy), bn, pointer<const void>(y), pointer<void>(dz),

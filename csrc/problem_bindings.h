@@ -42,13 +42,22 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// z, scale, shift, a, b, c as addresses and the activation, or None.
+inline BnBackward bn_backward(uintptr_t z, uintptr_t scale, uintptr_t shift, uintptr_t a, uintptr_t b,
+                              uintptr_t c, int activation) {
+  return {pointer<const void>(z),
+          pointer<const float>(scale),
+          pointer<const float>(shift),
+          pointer<const float>(a),
+          pointer<const float>(b),
+          pointer<const float>(c),
+          static_cast<Activation>(activation)};
+}
+
+// The same of a tuple of them, or None.
 inline std::optional<BnBackward> bn_backward(const pybind11::object& bn) {
   if (bn.is_none()) return std::nullopt;
-  const auto values = ints<7>(bn.cast<pybind11::tuple>());
-  const auto vector = [&](int i) { return pointer<const float>(values[i]); };
-  return BnBackward{pointer<const void>(values[0]),    vector(1), vector(2), vector(3), vector(4), vector(5),
-                    static_cast<Activation>(values[6])};
+  const auto v = ints<7>(bn.cast<pybind11::tuple>());
+  return bn_backward(v[0], v[1], v[2], v[3], v[4], v[5], static_cast<int>(v[6]));
 }
 
 }  // namespace rk
