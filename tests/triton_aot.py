@@ -25,6 +25,7 @@ PROBLEMS = {
     "middle*": "n256_c1024_h7_g32", "middle strided*": "n256_c1024_h14_g32_s2", "wide*": "n256_c512_h28_g8",
     "pairs of 3": "n64_c96_h56_g32", "narrow of 14": "n64_c112_h56_g8", "middle of 24": "n64_c120_h28_g5",
     "widening": "n64_c128_o512_h14_g32", "dilated": "n64_c512_h14_g32_p2_d2", "wide of 80": "n64_c160_h56_g2",
+    "pairs strided*": "n256_c256_h56_g64_s2", "wide strided*": "n256_c512_h28_g8_s2",
 }  # fmt: skip
 VARIANTS = ("plain", "affine", "stats")
 _FLOATS = ("scale", "shift", "a", "b", "c", "mean", "rstd", "m2", "partials", "sum_g", "sum_g_xhat")
@@ -55,7 +56,8 @@ def _compile(launch, absent, dtype, architecture):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, constants = launch._kernel, {**launch._constants, **dict.fromkeys(absent)}
+    kernel = launch._kernel
+    constants = {**launch._constants, **dict.fromkeys(name for name in absent if name in kernel.arg_names)}
     first_integer = len(kernel.arg_names) - len(launch._constants) - len(launch._integers)
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -98,6 +100,7 @@ def _problem(text, dtype):
 def _launches(name, variant, dtype, architecture):
     """(name, launch, the arguments that are None) of each kernel that a case launches."""
     from resnext_kernels.backends import triton as backend
+    from resnext_kernels.triton_kernels import conv_plans
 
     if name == "images":
         shape = (256, 256, 56, 56)
@@ -110,11 +113,16 @@ def _launches(name, variant, dtype, architecture):
         yield "sum", of_all, ()
         return
     problem = _problem(PROBLEMS[name], dtype)
+    if variant == "dgrad":
+        is_general = backend.configs.form(problem) == "gather"
+        make = conv_plans.dgrad_by_gather if is_general else conv_plans.dgrad_strided
+        yield variant, make(problem, architecture)[1], ("scale", "shift", "partials")
+        return
     absent = {"plain": ("scale", "shift", "partials"), "affine": ("partials",), "stats": ("scale", "shift")}[variant]
     activation = "silu" if variant == "affine" else "identity"
-    yield variant, backend._plan(problem, architecture, activation)[1], absent
+    yield variant, conv_plans.forward(problem, architecture, activation)[1], absent
     if variant == "plain" and backend.configs.form(problem) != "gather":
-        yield "prepack", backend._prepack(problem, 1)[0], ()
+        yield "prepack", conv_plans.prepack(problem, backend.configs.pack(problem), 1)[0], ()
 
 
 def _measure(case) -> dict[str, dict]:
@@ -129,20 +137,24 @@ def _measure(case) -> dict[str, dict]:
 
 
 def cases(everything: bool) -> list[tuple]:
-    starred = [name for name in PROBLEMS if name.endswith("*")]
+    strided = [name for name in PROBLEMS if name.endswith("strided*")]
+    starred = [name for name in PROBLEMS if name.endswith("*") and name not in strided[2:]]
     if everything:
-        rest = [name for name in PROBLEMS if name not in starred]
+        rest = [name for name in PROBLEMS if not name.endswith("*")]
         return [
             *itertools.product(starred, VARIANTS, ("fp16", "fp32"), ARCHITECTURES),
             *itertools.product(rest, ["stats"], ("fp16", "fp32"), (80, 90)),
             *itertools.product(starred, ["stats"], ["bf16"], (80, 90, 100)),
             *itertools.product(["images"], [""], ("fp16", "bf16", "fp32"), ARCHITECTURES),
+            *itertools.product(strided, ["dgrad"], ("fp16", "bf16", "fp32"), ARCHITECTURES),
             ("pairs*", "plain", "bf16", 100),
         ]
     return [
         *itertools.product(starred, ["stats"], ["fp16"], (80, 90)),
         *itertools.product(starred[:3], ["affine"], ["fp16"], [120]),
         *itertools.product(starred[::5], ["stats"], ["fp32"], [86]),
+        *itertools.product(strided, ["dgrad"], ["fp16"], [90]),
+        *itertools.product(strided[:3], ["dgrad"], ["fp32"], [80]),
         ("images", "", "fp16", 90), ("images", "", "fp32", 80), ("pairs*", "plain", "bf16", 100),
     ]  # fmt: skip
 

@@ -31,6 +31,12 @@ PROBLEMS = [
     "n1_c80_h5_g2", "n1_c40_o136_h5_g1", "n1_c160_h4_g2_s2", "n1_c16_h5_g4_k5_p2", "n1_c12_h9_g3_s3",
     "n1_c16_h9_g4_d2_s2", "n1_c16_h6_w9_g4_k1x3_p0x1_s1x2",
 ]  # fmt: skip
+# What dgrad of strides meets besides: paddings, one row or column less than the taps reach, taps that divide unevenly.
+STRIDED = [
+    "n2_c16_h7_w6_g4_s2_p0", "n2_c16_h6_w7_g2_s2_p2", "n1_c32_h8_w9_g1_s2_p3", "n3_c24_h5_w4_g4_s2_p0x1",
+    "n1_c16_h9_w11_g4_s3x2_d2x3_p2", "n1_c16_h8_g2_k4_s4_p1", "n1_c16_o32_h9_g4_s2", "n1_c32_o16_h9_w40_g2_s2",
+    "n1_c16_h3_g1_k2_s3_p0", "n1_c8_h7_g2_s2_d2_p3", "n1_c8_h68_w3_g2_s2",
+]  # fmt: skip
 MEMORY = ["n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n2_c200_h4_w6"]
 
 
@@ -53,6 +59,18 @@ def _dtype(text, other=False):
     return DTYPES[(sum(map(ord, text)) + other) % 2]
 
 
+def _backward_tensors(problem):
+    """Integers: x, weight, dz."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (problem.n, problem.c_in, problem.h, problem.w), problem.output_shape
+    x, dz = (
+        torch.randint(-3, 4, shape, generator=generator).to(problem.dtype).to(memory_format=torch.channels_last)
+        for shape in shapes
+    )  # fmt: skip
+    weight = torch.randint(-2, 3, (problem.c_out, problem.c_in // problem.groups, *problem.kernel), generator=generator)
+    return x, weight.to(problem.dtype), dz
+
+
 def _check(verdict):
     assert verdict.passed, verdict
 
@@ -71,6 +89,17 @@ def test_gates(text):
         _check(verify("grouped_conv2d_affine_act", problem, "triton", activation="silu"))
     else:
         assert exact.mismatch("grouped_conv2d_affine_act", problem, "triton") is None
+
+
+@pytest.mark.parametrize("text", [*PROBLEMS, *STRIDED])
+def test_dgrad(text):
+    problem = _problem(text, _dtype(text))
+    *_, weight, dz = _backward_tensors(problem)
+    expected = torch.nn.grad.conv2d_input(
+        (problem.n, problem.c_in, problem.h, problem.w), weight.double(), dz.double(), problem.stride,
+        problem.padding, problem.dilation, problem.groups,
+    )  # fmt: skip
+    assert torch.equal(triton._dgrad(problem, dz, weight).double(), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

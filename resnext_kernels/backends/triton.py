@@ -9,11 +9,11 @@ import torch
 from .._memo import memoised
 from ..problem import ConvProblem
 from ..triton_kernels import configs
+from ..triton_kernels.launch import Launch, aligned
 
 NAME, DEVICE = "triton", "cuda"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = 80
-_ALIGNMENT = 16
 
 
 @lru_cache
@@ -65,84 +65,23 @@ def not_automatic_reasons(op, problem) -> list[str]:
 
 def _dense(image):
     """The image dense in channels_last, from an address that vectors of 16 bytes can be loaded from."""
-    return _aligned(image.contiguous(memory_format=torch.channels_last))
-
-
-def _aligned(tensor):
-    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone(memory_format=torch.preserve_format)
+    return aligned(image.contiguous(memory_format=torch.channels_last))
 
 
 def _vector(vector):
-    return None if vector is None else _aligned(vector.float().contiguous())
-
-
-def _vectors(channels):
-    """channels as (how many vectors, of how many elements)."""
-    size = configs.vector(channels)
-    return channels // size, size
-
-
-def _prepack(problem, blocks):
-    """(The launch that packs the weight for rows_kernel, the size of its result.)"""
-    from ..triton_kernels.grouped_conv2d import prepack_kernel
-    from ..triton_kernels.launch import Launch
-
-    made = configs.pack(problem)
-    pack = {name: made[name] for name in ("GI", "GO", "KC", "NC", "PACKS", "PX")}
-    groups, tiles = problem.groups, 3 * (4 - made["PX"])
-    constants = dict(CIN=problem.c_in // groups, COUT=problem.c_out // groups, **pack)
-    size = blocks * tiles * made["PACKS"] * made["KC"] * made["NC"] * made["PX"] ** 2
-    return Launch(prepack_kernel, (blocks, tiles, 1), (problem.c_out,), **constants), size
-
-
-def _by_rows(problem, architecture, activation):
-    """(How to prepare the weight, the launch, the number of tiles) of rows_kernel."""
-    from ..triton_kernels.grouped_conv2d import rows_kernel
-    from ..triton_kernels.launch import Launch
-
-    config = configs.config(architecture, problem)
-    positions, strips, blocks, chunks, rows = configs.rows_grid(problem)
-    (cin_vectors, vi), (cout_vectors, vo) = _vectors(problem.c_in), _vectors(problem.c_out)
-    integers = (positions, problem.h, problem.w, *problem.output_size, cin_vectors, cout_vectors, rows,
-                *problem.padding, blocks)  # fmt: skip
-    launch = Launch(
-        rows_kernel, (strips * blocks, chunks, 1), integers, config.warps, config.stages, VI=vi, VO=vo,
-        STRIDE=problem.stride[0], DILATION=problem.dilation[0], ACTIVATION=activation, **configs.pack(problem),
-    )  # fmt: skip
-    prepack, size = _prepack(problem, blocks)
-
-    def prepare(weight):
-        packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
-        prepack(_aligned(weight.contiguous()), packed)
-        return packed
-
-    return prepare, launch, strips * chunks
-
-
-def _by_gather(problem, architecture, activation):
-    """The same of gather_kernel."""
-    from ..triton_kernels.grouped_conv2d_gather import gather_kernel
-    from ..triton_kernels.launch import Launch
-
-    config, blocks = configs.config(architecture, problem), configs.gather(problem)
-    (cin_vectors, vi), (cout_vectors, vo) = _vectors(problem.c_in), _vectors(problem.c_out)
-    c_in, c_out = problem.c_in // problem.groups, problem.c_out // problem.groups
-    oh, ow = problem.output_size
-    positions = problem.n * oh * ow
-    tiles = math.ceil(positions / blocks["BM"])
-    integers = (
-        positions, problem.h, problem.w, oh, ow, cin_vectors, cout_vectors, *problem.stride, *problem.padding,
-        *problem.dilation, problem.kernel[1], math.prod(problem.kernel),
-    )  # fmt: skip
-    grid = tiles * problem.groups * math.ceil(c_out / blocks["BN"]), 1, 1
-    launch = Launch(gather_kernel, grid, integers, config.warps, config.stages, VI=vi, VO=vo, CIN=c_in, COUT=c_out,
-                    ACTIVATION=activation, **blocks)  # fmt: skip
-    return lambda weight: _aligned(weight.permute(2, 3, 0, 1).contiguous()), launch, tiles
+    return None if vector is None else aligned(vector.float().contiguous())
 
 
 def _plan(problem, architecture, activation):
-    make = _by_gather if configs.form(problem) == "gather" else _by_rows
-    return make(problem, architecture, activation)
+    from ..triton_kernels import conv_plans
+
+    return conv_plans.forward(problem, architecture, activation)
+
+
+def _dgrad_plan(problem, architecture):
+    from ..triton_kernels import conv_plans
+
+    return conv_plans.dgrad(problem, architecture)
 
 
 def _run(x, weight, scale, shift, conv, activation, with_stats=False):
@@ -172,9 +111,16 @@ def grouped_conv2d_stats(x, weight, *conv):
     return z, *_merged(partials)
 
 
+def _dgrad(problem, dz, weight):
+    shape = problem.n, problem.c_in, problem.h, problem.w
+    prepare, launch, _ = memoised(_dgrad_plan, problem, architecture(dz.device.index))
+    dx = torch.empty(shape, dtype=dz.dtype, device=dz.device, memory_format=torch.channels_last)
+    launch(dz, prepare(weight), dx)
+    return dx
+
+
 def _merge_plan(tiles, channels):
     from ..triton_kernels.bn_stats import merge_kernel
-    from ..triton_kernels.launch import Launch
 
     grid = math.ceil(channels / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
     return Launch(merge_kernel, grid, (tiles, channels), **configs.MERGE)
@@ -192,12 +138,11 @@ def _image_plan(shape, tile):
     n, c, h, w = shape
     pixels = n * h * w
     blocks = math.ceil(pixels / tile["BLOCK_ROWS"]), math.ceil(c / tile["BLOCK_CHANNELS"])
-    return pixels, *_vectors(c), *blocks
+    return pixels, *configs.vectors(c), *blocks
 
 
 def _stats_plan(shape):
     from ..triton_kernels.bn_stats import tiles_kernel
-    from ..triton_kernels.launch import Launch
 
     pixels, vectors, vec, down, across = _image_plan(shape, configs.STATS)
     steps = configs.steps(down, across)
@@ -214,7 +159,6 @@ def bn_stats(z):
 
 def _affine_plan(shape, activation):
     from ..triton_kernels.affine_act import affine_act_kernel
-    from ..triton_kernels.launch import Launch
 
     pixels, vectors, vec, down, across = _image_plan(shape, configs.AFFINE_ACT)
     constants = dict(VEC=vec, ACTIVATION=activation, **configs.AFFINE_ACT)
@@ -230,7 +174,6 @@ def affine_act(z, scale, shift, residual, activation):
 
 def _affine_backward_plan(shape, activation):
     from ..triton_kernels.affine_act_backward import affine_act_backward_kernel
-    from ..triton_kernels.launch import Launch
 
     pixels, vectors, vec, down, across = _image_plan(shape, configs.AFFINE_ACT)
     constants = dict(VEC=vec, ACTIVATION=activation, **configs.AFFINE_ACT)
@@ -251,7 +194,6 @@ def affine_act_backward(grad_output, z, scale, shift, a, b, c, y, activation, ou
 def _reduce_plan(shape, activation):
     """(The launch that sums tiles, the launch that sums these, the number of tiles.)"""
     from ..triton_kernels.bn_act_reduce import sum_kernel, tile_sums_kernel
-    from ..triton_kernels.launch import Launch
 
     pixels, vectors, vec, down, across = _image_plan(shape, configs.REDUCE)
     steps = configs.steps(down, across)

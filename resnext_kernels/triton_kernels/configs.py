@@ -7,7 +7,7 @@ pipeline stages of a form, at a number of bits an element and a stride.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,12 @@ _TILES = {
     "middle 16 s2": (32, 64, 8), "pairs 32 s1": (16, 32, 16), "narrow 32 s1": (16, 32, 16),
     "narrow 32 s2": (16, 32, 16), "middle 32 s1": (16, 32, 16), "middle 32 s2": (16, 32, 16),
 }  # fmt: skip
+# The same of dgrad_strided_kernel: columns of dz of a tile, channels of a program.
+_STRIDED_TILES = {
+    "pairs 16 s2 dgrad": (64, 64), "narrow 16 s2 dgrad": (32, 64), "middle 16 s2 dgrad": (16, 64),
+    "pairs 32 s2 dgrad": (16, 32), "narrow 32 s2 dgrad": (16, 32), "middle 32 s2 dgrad": (16, 32),
+}  # fmt: skip
+_WIDTHS = {"pairs": 8, "narrow": 16, "middle": 32}  # channels of a pack
 _GATHER = {16: dict(BM=128, BN=64, BK=64), 32: dict(BM=64, BN=64, BK=32)}
 # Tiles of the ops on images, and how many of their partial results are merged side by side.
 AFFINE_ACT = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64)
@@ -63,24 +69,43 @@ def key(problem: ConvProblem) -> str:
 
 
 def config(architecture: int, problem: ConvProblem) -> Config:
+    name = key(problem)
     # Addresses of packs that are not full take more registers.
-    for name in (f"{key(problem)} partial", key(problem)) if _is_partial(problem) else (key(problem),):
+    return _row(architecture, *((f"{name} partial", name) if _is_partial(problem) else (name,)))
+
+
+def strided_config(architecture: int, problem: ConvProblem) -> Config:
+    return _row(architecture, strided_key(problem))
+
+
+def _row(architecture: int, *names: str) -> Config:
+    """Of the first name that there is a row of."""
+    for name in names:
         known = [each for each, rows in table().items() if each <= architecture and name in rows]
         if known:
             return table()[max(known)][name]
-    raise KeyError(f"configs.json: expected a row of {key(problem)} for {architecture} or lower")
+    raise KeyError(f"configs.json: expected a row of {names[-1]} for {architecture} or lower")
 
 
-def vector(channels: int) -> int:
-    """Elements that a pixel's channels are a multiple of, at most 16."""
-    return math.gcd(channels, 16)
+def vectors(channels: int) -> tuple[int, int]:
+    """channels as (how many vectors, of how many elements): at most 16."""
+    size = math.gcd(channels, 16)
+    return channels // size, size
+
+
+def transposed(problem: ConvProblem) -> ConvProblem:
+    """Of dz's channels to x's, with the taps turned round: where the stride is 1, its forward is dgrad."""
+    reach = (problem.dilation[i] * (problem.kernel[i] - 1) for i in range(2))
+    padding = tuple(each - pad for each, pad in zip(reach, problem.padding, strict=True))
+    h, w = problem.output_size
+    return replace(problem, c_in=problem.c_out, c_out=problem.c_in, h=h, w=w, padding=padding)
 
 
 def pack(problem: ConvProblem) -> dict[str, int]:
     """The constants of rows_kernel that say what a pack is."""
     name, groups = form(problem), problem.groups
     c_in, c_out = problem.c_in // groups, problem.c_out // groups
-    wide = {"pairs": 8, "narrow": 16, "middle": 32}[name]
+    wide = _WIDTHS[name]
     together = max(wide // max(c_in, c_out), 1)
     inner, outer = together * c_in, together * c_out
     sizes = {"pairs": (8, 8)}.get(name, tuple(16 if each <= 16 else 32 for each in (inner, outer)))
@@ -97,19 +122,51 @@ def _is_partial(problem: ConvProblem) -> bool:
 
 
 def rows_grid(problem: ConvProblem) -> tuple[int, int, int, int, int]:
-    """(positions, strips, blocks of packs, chunks of rows, rows of a chunk) of rows_kernel.
-
-    A column of the image is cut into as few chunks as make _PROGRAMS_WANTED programs, none shorter than _FEWEST_ROWS.
-    """
+    """(positions, strips, blocks of packs, chunks of rows, rows of a chunk) of rows_kernel."""
     made, (oh, ow) = pack(problem), problem.output_size
-    positions = problem.n * math.ceil(ow / made["PX"])
-    strips = math.ceil(positions / made["TILE"])
     blocks = math.ceil(problem.c_out / (made["PACKS"] * made["GO"]))
-    reach = math.ceil(oh / problem.dilation[0])
-    programs = max(strips * blocks * problem.dilation[0], 1)
+    positions = problem.n * math.ceil(ow / made["PX"])
+    return _grid(positions, made["TILE"], blocks, math.ceil(oh / problem.dilation[0]), problem.dilation[0])
+
+
+def _grid(positions, tile, blocks, reach, dilation) -> tuple[int, int, int, int, int]:
+    """A column of the image is cut into as few chunks as make _PROGRAMS_WANTED programs, none below _FEWEST_ROWS."""
+    strips = math.ceil(positions / tile)
+    programs = max(strips * blocks * dilation, 1)
     chunks = max(1, min(math.ceil(_PROGRAMS_WANTED / programs), reach // _FEWEST_ROWS))
     rows = math.ceil(reach / chunks)
-    return positions, strips, blocks, math.ceil(reach / rows) * problem.dilation[0], rows
+    return positions, strips, blocks, math.ceil(reach / rows) * dilation, rows
+
+
+def _strided_form(problem: ConvProblem) -> str:
+    """dgrad_strided_kernel has pairs of columns at every width, so that narrow groups are in packs of 8 channels."""
+    return "pairs" if max(problem.c_in, problem.c_out) // problem.groups <= 8 else form(problem)
+
+
+def strided_key(problem: ConvProblem) -> str:
+    return f"{_strided_form(problem)} {bits(problem)} s2 dgrad"
+
+
+def strided_pack(problem: ConvProblem) -> dict[str, int]:
+    """The constants of dgrad_strided_kernel that say what a pack is; GI and NC are x's channels, GO and KC dz's."""
+    wide, groups = _WIDTHS[_strided_form(problem)], problem.groups
+    c_in, c_out = problem.c_in // groups, problem.c_out // groups
+    together = wide // max(c_in, c_out)
+    tile, channels = _STRIDED_TILES[strided_key(problem)]
+    inner, outer = together * c_in, together * c_out
+    kc, nc = (8, 8) if wide == 8 else (16 if each <= 16 else 32 for each in (outer, inner))
+    return dict(GI=inner, GO=outer, KC=kc, NC=nc, PACKS=channels // wide, TILE=tile)
+
+
+def strided_grid(problem: ConvProblem) -> tuple[int, int, int, int, int]:
+    """As rows_grid, in pairs of x's rows and columns with the padding counted in."""
+    made = strided_pack(problem)
+    reach, across = (
+        (size - 1 + pad) // 2 - pad // 2 + 1
+        for size, pad in zip((problem.h, problem.w), problem.padding, strict=True)
+    )  # fmt: skip
+    blocks = math.ceil(problem.c_in / (made["PACKS"] * made["GI"]))
+    return _grid(problem.n * across, made["TILE"], blocks, reach, 1)
 
 
 def gather(problem: ConvProblem) -> dict[str, int]:

@@ -17,10 +17,14 @@ from .epilogue import activate, affine, load_vector, merged, of_values, store_pa
 def prepack_kernel(
     weight, packed, c_out,
     CIN: tl.constexpr, COUT: tl.constexpr, GI: tl.constexpr, GO: tl.constexpr, KC: tl.constexpr, NC: tl.constexpr,
-    PACKS: tl.constexpr, PX: tl.constexpr,
+    PACKS: tl.constexpr, PX: tl.constexpr, SPREAD: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
-    """(C_out, C_in/groups, 3, 3) -> (block, tap row, shift, pack, K, N)."""
-    shifts: tl.constexpr = 4 - PX
+    """(C_out, C_in/groups, 3, 3) -> (block, tap row, shift, pack, K, N).
+
+    TURNED, the weight is that of the convolution whose dgrad this is: (C_in, C_out/groups, 3, 3), each tap at the
+    opposite place. SPREAD is how many output columns the 2 input columns of a pair lie apart.
+    """
+    shifts: tl.constexpr = (4 - PX) // SPREAD
     K: tl.constexpr = KC * PX
     N: tl.constexpr = NC * PX
     block, row, shift = tl.program_id(0), tl.program_id(1) // shifts, tl.program_id(1) % shifts
@@ -28,21 +32,27 @@ def prepack_kernel(
     k = tl.arange(0, K)[None, :, None]
     n = tl.arange(0, N)[None, None, :]
     ci, co = k % KC, n % NC
-    column = PX * shift + k // KC - n // NC
+    column = PX * shift + SPREAD * (k // KC) - n // NC
     out = (block * PACKS + pack) * GO + co
     live = (ci < GI) & (co < GO) & (ci // CIN == co // COUT) & (column >= 0) & (column < 3) & (out < c_out)
-    value = tl.load(weight + ((out * CIN + ci % CIN) * 3 + row) * 3 + column, live, other=0.0)
-    place = (tl.program_id(0) * (3 * shifts) + tl.program_id(1)) * (PACKS * K * N)
-    tl.store(packed + place + (pack * K + k) * N + n, value)
+    if TURNED:
+        place = ((out // COUT * CIN + ci % CIN) * COUT + out % COUT) * 9 + 8 - row * 3 - column
+    else:
+        place = (out * CIN + ci % CIN) * 9 + row * 3 + column
+    value = tl.load(weight + place, live, other=0.0)
+    to = packed + (tl.program_id(0) * (3 * shifts) + tl.program_id(1)) * (PACKS * K * N)
+    tl.store(to + (pack * K + k) * N + n, value)
 
 
 @triton.jit
-def _load_weight(packed, block, ROW: tl.constexpr, SHIFTS: tl.constexpr, PACKS: tl.constexpr, K: tl.constexpr,
-                 N: tl.constexpr):  # fmt: skip
+def load_weight(packed, block, ROW: tl.constexpr, SHIFTS: tl.constexpr, PACKS: tl.constexpr, K: tl.constexpr,
+                N: tl.constexpr):  # fmt: skip
     """The SHIFTS (PACKS, K, N) of one row of taps."""
     inner = tl.arange(0, PACKS)[:, None, None] * K + tl.arange(0, K)[None, :, None]
     place = packed + (block * 3 + ROW) * (SHIFTS * PACKS * K * N) + inner * N + tl.arange(0, N)[None, None, :]
-    if SHIFTS == 2:
+    if SHIFTS == 1:
+        return (tl.load(place),)
+    elif SHIFTS == 2:
         return tl.load(place), tl.load(place + PACKS * K * N)
     else:
         return tl.load(place), tl.load(place + PACKS * K * N), tl.load(place + 2 * PACKS * K * N)
@@ -121,9 +131,9 @@ def rows_kernel(
             in_live & (in_column + step >= 0) & (in_column + step < w),
             in_live & (in_column + 2 * step >= 0) & (in_column + 2 * step < w),
         )
-    top = _load_weight(packed, block, 0, shifts, PACKS, K, N)
-    middle = _load_weight(packed, block, 1, shifts, PACKS, K, N)
-    bottom = _load_weight(packed, block, 2, shifts, PACKS, K, N)
+    top = load_weight(packed, block, 0, shifts, PACKS, K, N)
+    middle = load_weight(packed, block, 1, shifts, PACKS, K, N)
+    bottom = load_weight(packed, block, 2, shifts, PACKS, K, N)
     scales, shifts = load_vector(scale, co, co_live), load_vector(shift, co, co_live)
 
     if partials is not None:

@@ -2,6 +2,13 @@
 
 import torch
 
+_ALIGNMENT = 16
+
+
+def aligned(tensor):
+    """The tensor, or a copy from where vectors of 16 bytes can be loaded."""
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone(memory_format=torch.preserve_format)
+
 
 class Launch:
     """A kernel with the grid, the integers and the constants of one problem.
