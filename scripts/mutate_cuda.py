@@ -7,21 +7,17 @@ never met, a comparison or a sum turned round, a number or an index off by one, 
 compile to the same code are no defects.
 """
 
-import argparse
-import contextlib
-import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from mutation import import_tests, judge, options, passes
 
 ROOT = Path(__file__).parents[1]
 CUDA = ROOT / "csrc/cuda"
@@ -32,8 +28,6 @@ FORWARD, DGRAD, WGRAD, BACKWARD, BACKWARD_FLOAT, IMAGES, IMAGES_BACKWARD, PLAN =
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ftrivial-auto-var-init=pattern", "-w",
          "-ffp-contract=off", "-fsanitize=bounds", "-fno-sanitize-recover=bounds", "-DRESNEXT_KERNELS_EMULATION",
          "-DRK_MODULE=_emulated"]  # fmt: skip
-# Of the tests of one defect: the slowest take a tenth of it, and what needs more hangs.
-MOST_CPU_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -181,24 +175,14 @@ class Baseline:
 
 
 def run_tests(module: Path, file: str, keyword: str) -> bool:
-    """Whether they pass; in a fork, which need not import torch, and may crash or hang."""
-    child = os.fork()
-    if child == 0:
-        import pytest
-        import torch
-
-        resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_SECONDS, MOST_CPU_SECONDS))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        torch.set_num_threads(1)
-        os.environ["RESNEXT_KERNELS_EMULATED"] = str(module)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1), os.dup2(silence, 2)
-        os._exit(pytest.main(["-qx", "-p", "no:cacheprovider", "-k", keyword, file]))
-    return os.waitpid(child, 0)[1] == 0
+    return passes(lambda: os.environ.update(RESNEXT_KERNELS_EMULATED=str(module)), file, keyword)
 
 
-def outcome(baseline: Baseline, subject: Subject, source: str, number: int, line: str) -> str:
-    """What notices the defect: "build", "tests", "nothing", or "same" if it is none."""
+_baseline = None  # in every worker
+
+
+def outcome(name: str, source: str, number: int, line: str) -> str:
+    baseline, subject = _baseline, SUBJECTS[name]
     units = [unit for unit in subject.units if baseline.includes(unit, source)]
     with tempfile.TemporaryDirectory() as name:
         # Headers find each other beside themselves: all of them are there.
@@ -218,58 +202,18 @@ def outcome(baseline: Baseline, subject: Subject, source: str, number: int, line
         return "nothing" if passed else "tests"
 
 
-def import_tests() -> None:
-    """All that the tests import, once: the forks have it."""
-    import pytest
-
-    files = {file for subject in SUBJECTS.values() for file, _ in subject.tests}
-    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *files])
-
-
-_baseline = None  # in every worker
-
-
-def _judge(defect):
-    subject, *where = defect
-    return defect, outcome(_baseline, SUBJECTS[subject], *where)
-
-
-def judge_subject(name: str, jobs: int, lines: str, every: int, offset: int) -> None:
-    assert all(run_tests(_baseline.folder / "_emulated.so", *tests) for tests in SUBJECTS[name].tests), "fails as it is"
-    made = [(name, *defect) for source in SUBJECTS[name].sources for defect in defects(source, lines)][offset::every]
-    counts, start = Counter(), time.monotonic()
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        for (_, source, number, line), by in pool.imap(_judge, made):
-            counts[by] += 1
-            if by == "nothing":
-                print(f"survives: {source}:{number + 1}: {line.strip()}", flush=True)
-    seconds = (time.monotonic() - start) * jobs / max(len(made), 1)
-    judged = counts["tests"] + counts["nothing"]
-    print(
-        f"{name}: {counts['tests']} of {judged} defects caught by tests; of {len(made)}, {counts['build']} do not "
-        f"compile and {counts['same']} change nothing; {seconds:.1f} s each",
-        flush=True,
-    )
-
-
 def main() -> None:
     global _baseline
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SUBJECTS, help="one subject; all of them without")
-    parser.add_argument(
-        "--lines", default="", metavar="REGEX", help="only of lines that match, such as 'sync|cp_async'"
-    )
-    parser.add_argument("--every", type=int, default=1, help="only each N-th defect")
-    parser.add_argument("--offset", type=int, default=0, help="from the K-th on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+    chosen = options(__doc__, SUBJECTS)
     os.chdir(ROOT)
-    import_tests()
+    import_tests({file for subject in SUBJECTS.values() for file, _ in subject.tests})
     with tempfile.TemporaryDirectory() as folder:
-        _baseline = Baseline(Path(folder), options.jobs)
-        for name in [options.only] if options.only else SUBJECTS:
-            judge_subject(name, options.jobs, options.lines, options.every, options.offset)
+        _baseline = Baseline(Path(folder), chosen.jobs)
+        for name in [chosen.only] if chosen.only else SUBJECTS:
+            tests = SUBJECTS[name].tests
+            assert all(run_tests(_baseline.folder / "_emulated.so", *each) for each in tests), "fails as it is"
+            made = [each for source in SUBJECTS[name].sources for each in defects(source, chosen.lines)]
+            judge(name, made[chosen.offset :: chosen.every], outcome, chosen.jobs)
 
 
 if __name__ == "__main__":
