@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from .._memo import memoised
-from ..problem import ConvProblem
+from ..problem import ConvProblem, memory_format
 from ..triton_kernels import configs
 from ..triton_kernels.launch import Launch, aligned
 
@@ -111,12 +111,66 @@ def grouped_conv2d_stats(x, weight, *conv):
     return z, *_merged(partials)
 
 
+def _wgrad_plan(problem, architecture, activation, strides):
+    from ..triton_kernels import conv_plans
+
+    return conv_plans.wgrad(problem, architecture, activation, strides)
+
+
 def _dgrad(problem, dz, weight):
     shape = problem.n, problem.c_in, problem.h, problem.w
     prepare, launch, _ = memoised(_dgrad_plan, problem, architecture(dz.device.index))
     dx = torch.empty(shape, dtype=dz.dtype, device=dz.device, memory_format=torch.channels_last)
     launch(dz, prepare(weight), dx)
     return dx
+
+
+def _wgrad(problem, dz, x, weight, bn=None):
+    """(dw, dz); with bn = (z, scale, shift, a, b, c, the activation), given y's gradient in the place of dz."""
+    dw = torch.empty_like(weight, memory_format=memory_format(weight))
+    where, activation = architecture(x.device.index), "identity" if bn is None else bn[-1]
+    launch, splits, add = memoised(_wgrad_plan, problem, where, activation, dw.stride())
+    partials = torch.empty((splits, dw.numel()), dtype=torch.float32, device=x.device)
+    x, result = _dense(x), dz
+    if configs.form(problem) == "gather":
+        launch(x, dz, partials)
+    elif bn is None:
+        launch(x, dz, *[None] * 7, partials)
+    else:
+        z, *vectors, _ = bn
+        result = torch.empty_like(dz)
+        launch(x, dz, _dense(z), *map(_vector, vectors), result, partials)
+    add(partials, dw)
+    return dw, result
+
+
+def grouped_conv2d_backward(grad_output, x, weight, *rest):
+    *conv, output_mask = rest
+    problem, grad, nothing = ConvProblem.from_tensors(x, weight, *conv), _dense(grad_output), x.new_empty(0)
+    return (
+        _dgrad(problem, grad, weight) if output_mask[0] else nothing,
+        _wgrad(problem, grad, x, weight)[0] if output_mask[1] else nothing,
+        _sum(grad).to(x.dtype) if output_mask[2] else nothing,
+    )
+
+
+def grouped_conv2d_affine_act_backward(grad_output, z, scale, shift, a, b, c, x, weight, *rest):
+    """wgrad makes dz on the way and leaves it for dgrad; what wgrad reads several times a pass of its own makes."""
+    *conv, activation, output_mask = rest
+    problem, nothing = ConvProblem.from_tensors(x, weight, *conv), x.new_empty(0)
+    if output_mask[1] and configs.form(problem) != "gather":
+        bn = (z, scale, shift, a, b, c, activation)
+        dw, dz = _wgrad(problem, _dense(grad_output), x, weight, bn)
+    else:
+        dz, _ = affine_act_backward(grad_output, z, scale, shift, a, b, c, None, activation, (True, False))
+        dw = _wgrad(problem, dz, x, weight)[0] if output_mask[1] else nothing
+    return _dgrad(problem, dz, weight) if output_mask[0] else nothing, dw
+
+
+def _sum(grad):
+    """Over all but the channels, in float32."""
+    zeros = [grad.new_zeros(grad.shape[1], dtype=torch.float32)] * 4
+    return bn_act_reduce(grad, grad, *zeros, None, "identity")[0]
 
 
 def _merge_plan(tiles, channels):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .epilogue import masked_grad
+from .epilogue import masked_grad, ordered_sum
 
 
 @triton.jit(do_not_specialize=["n_rows", "vectors", "steps"])
@@ -47,15 +47,10 @@ def tile_sums_kernel(
 def sum_kernel(
     partials, sum_g, sum_g_xhat, tiles, channels, TILES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """The sums of every TILES-th tile one after the other, then these together."""
+    """Of all tiles, of which each has (sum g, sum g * xhat)."""
     at = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    first = tl.zeros((TILES, BLOCK_CHANNELS), tl.float32)
-    second = tl.zeros((TILES, BLOCK_CHANNELS), tl.float32)
-    for start in range(0, tiles, TILES):
-        tile = start + tl.arange(0, TILES)
-        live = (tile < tiles)[:, None] & (at < channels)[None, :]
-        place = partials + tile.to(tl.int64)[:, None] * 2 * channels + at[None, :]
-        first += tl.load(place, live, other=0.0)
-        second += tl.load(place + channels, live, other=0.0)
-    tl.store(sum_g + at, tl.sum(first, 0), at < channels)
-    tl.store(sum_g_xhat + at, tl.sum(second, 0), at < channels)
+    live = at < channels
+    first = ordered_sum(partials + at, tiles, 2 * channels, live, TILES, BLOCK_CHANNELS)
+    second = ordered_sum(partials + channels + at, tiles, 2 * channels, live, TILES, BLOCK_CHANNELS)
+    tl.store(sum_g + at, first, live)
+    tl.store(sum_g_xhat + at, second, live)

@@ -76,3 +76,21 @@ def masked_grad(grad, pre, ACTIVATION: tl.constexpr):
         sigmoid = 1 / (1 + tl.exp(-pre))
         grad = grad * sigmoid * (1 + pre * (1 - sigmoid))
     return grad
+
+
+@triton.jit
+def through_batch_norm(grad, z, vectors, ACTIVATION: tl.constexpr):
+    """a * g + b * z + c, g = grad * act'(scale * z + shift); `vectors` are scale, shift, a, b, c."""
+    g = masked_grad(grad, tl.fma(z, vectors[0], vectors[1]), ACTIVATION)
+    return tl.fma(g, vectors[2], tl.fma(z, vectors[3], vectors[4]))
+
+
+@triton.jit
+def ordered_sum(first, tiles, stride, live, TILES: tl.constexpr, BLOCK: tl.constexpr):
+    """Over `tiles` tiles, `stride` elements apart: every TILES-th one after the other, then these together."""
+    total = tl.zeros((TILES, BLOCK), tl.float32)
+    for start in range(0, tiles, TILES):
+        tile = start + tl.arange(0, TILES)
+        place = first[None, :] + tile.to(tl.int64)[:, None] * stride
+        total += tl.load(place, (tile < tiles)[:, None] & live[None, :], other=0.0)
+    return tl.sum(total, 0)
