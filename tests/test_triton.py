@@ -48,7 +48,7 @@ print(json.dumps([rk.available_backends()["triton"], [m for m in sys.modules if 
 """
     reason, modules = json.loads(_python("-c", code).splitlines()[-1])
     assert "pip install triton" in reason
-    assert modules == [f"resnext_kernels.triton_kernels.{name}" for name in ("configs", "launch")]
+    assert modules == [f"resnext_kernels.triton_kernels.{name}" for name in ("configs", "configs_wgrad", "launch")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

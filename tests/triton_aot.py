@@ -113,8 +113,11 @@ def _launches(name, variant, dtype, architecture):
         yield "sum", of_all, ()
         return
     problem = _problem(PROBLEMS[name], dtype)
+    is_general = backend.configs.form(problem) == "gather"
+    if variant == "wgrad":
+        yield from _wgrad_launches(problem, architecture, is_general)
+        return
     if variant == "dgrad":
-        is_general = backend.configs.form(problem) == "gather"
         make = conv_plans.dgrad_by_gather if is_general else conv_plans.dgrad_strided
         yield variant, make(problem, architecture)[1], ("scale", "shift", "partials")
         return
@@ -123,6 +126,20 @@ def _launches(name, variant, dtype, architecture):
     yield variant, conv_plans.forward(problem, architecture, activation)[1], absent
     if variant == "plain" and backend.configs.form(problem) != "gather":
         yield "prepack", conv_plans.prepack(problem, backend.configs.pack(problem), 1)[0], ()
+
+
+def _wgrad_launches(problem, architecture, is_general):
+    from resnext_kernels.triton_kernels import configs_wgrad, conv_plans
+
+    if is_general:
+        yield "wgrad", conv_plans.wgrad_by_gather(problem, architecture)[0], ()
+    else:
+        absent = ("z", "scale", "shift", "a", "b", "c", "dz")
+        yield "wgrad", conv_plans.wgrad_by_rows(problem, architecture, "identity")[0], absent
+    if configs_wgrad.has_prologue(problem):
+        yield "wgrad bn", conv_plans.wgrad_by_rows(problem, architecture, "silu")[0], ()
+    if architecture == ARCHITECTURES[0]:
+        yield "wgrad sum", conv_plans.wgrad_sum(problem, 4, (36, 9, 3, 1)), ()
 
 
 def _measure(case) -> dict[str, dict]:
@@ -147,6 +164,7 @@ def cases(everything: bool) -> list[tuple]:
             *itertools.product(starred, ["stats"], ["bf16"], (80, 90, 100)),
             *itertools.product(["images"], [""], ("fp16", "bf16", "fp32"), ARCHITECTURES),
             *itertools.product(strided, ["dgrad"], ("fp16", "bf16", "fp32"), ARCHITECTURES),
+            *itertools.product([*starred, *rest], ["wgrad"], ("fp16", "bf16", "fp32"), ARCHITECTURES),
             ("pairs*", "plain", "bf16", 100),
         ]
     return [
@@ -155,6 +173,8 @@ def cases(everything: bool) -> list[tuple]:
         *itertools.product(starred[::5], ["stats"], ["fp32"], [86]),
         *itertools.product(strided, ["dgrad"], ["fp16"], [90]),
         *itertools.product(strided[:3], ["dgrad"], ["fp32"], [80]),
+        *itertools.product(starred, ["wgrad"], ["fp16"], [80, 90]),
+        *itertools.product(starred[::5], ["wgrad"], ["fp32"], [86]),
         ("images", "", "fp16", 90), ("images", "", "fp32", 80), ("pairs*", "plain", "bf16", 100),
     ]  # fmt: skip
 

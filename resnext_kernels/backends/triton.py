@@ -8,7 +8,7 @@ import torch
 
 from .._memo import memoised
 from ..problem import ConvProblem, memory_format
-from ..triton_kernels import configs
+from ..triton_kernels import configs, configs_wgrad
 from ..triton_kernels.launch import Launch, aligned
 
 NAME, DEVICE = "triton", "cuda"
@@ -155,10 +155,10 @@ def grouped_conv2d_backward(grad_output, x, weight, *rest):
 
 
 def grouped_conv2d_affine_act_backward(grad_output, z, scale, shift, a, b, c, x, weight, *rest):
-    """wgrad makes dz on the way and leaves it for dgrad; what wgrad reads several times a pass of its own makes."""
+    """wgrad makes dz on the way and leaves it for dgrad; where it has no such prologue, a pass of its own does."""
     *conv, activation, output_mask = rest
     problem, nothing = ConvProblem.from_tensors(x, weight, *conv), x.new_empty(0)
-    if output_mask[1] and configs.form(problem) != "gather":
+    if output_mask[1] and configs_wgrad.has_prologue(problem):
         bn = (z, scale, shift, a, b, c, activation)
         dw, dz = _wgrad(problem, _dense(grad_output), x, weight, bn)
     else:

@@ -10,8 +10,8 @@ _LONGEST_CHAIN = 8192  # products that one sum of a program adds
 _MOST_PARTIALS = 0.1  # of the bytes of x and dz, where there are programs enough
 # Positions of a tile, channels of a program.
 _TILES = {
-    "narrow 16 s1 wgrad": (32, 64), "middle 16 s1 wgrad": (32, 64), "narrow 16 s2 wgrad": (32, 64),
-    "middle 16 s2 wgrad": (32, 64), "narrow 32 s1 wgrad": (16, 32), "middle 32 s1 wgrad": (16, 32),
+    "narrow 16 s1 wgrad": (32, 64), "middle 16 s1 wgrad": (16, 64), "narrow 16 s2 wgrad": (16, 64),
+    "middle 16 s2 wgrad": (16, 64), "narrow 32 s1 wgrad": (16, 32), "middle 32 s1 wgrad": (16, 32),
     "narrow 32 s2 wgrad": (16, 32), "middle 32 s2 wgrad": (16, 32),
 }  # fmt: skip
 
@@ -24,6 +24,15 @@ def key(problem: ConvProblem) -> str:
     return f"{'narrow' if name == 'pairs' else name} {configs.bits(problem)} s{problem.stride[0]} wgrad"
 
 
+def has_prologue(problem: ConvProblem) -> bool:
+    """Sums of 32 channels or addresses of partial packs leave no registers for it; the general form reads dz often."""
+    return key(problem).startswith("narrow") and not _is_partial(pack(problem))
+
+
+def _is_partial(made) -> bool:
+    return made["GI"] < made["KC"] or made["GO"] < made["NC"] * made["PARTS"]
+
+
 def pack(problem: ConvProblem) -> dict[str, int]:
     """The constants of wgrad_kernel that say what a pack is; GI and KC are x's channels, GO and NC dz's."""
     wide, groups = configs.WIDTHS[key(problem).split()[0]], problem.groups
@@ -31,8 +40,10 @@ def pack(problem: ConvProblem) -> dict[str, int]:
     together = wide // max(c_in, c_out)
     tile, channels = _TILES[key(problem)]
     inner, outer = together * c_in, together * c_out
-    kc, nc = (16 if each <= 16 else 32 for each in (inner, outer))
-    return dict(CIN=c_in, COUT=c_out, GI=inner, GO=outer, KC=kc, NC=nc, PACKS=channels // wide, TILE=tile)
+    # A warp has the nine sums of a product: more than 16 by 32 are too many for its registers.
+    made = dict(CIN=c_in, COUT=c_out, GI=inner, GO=outer, KC=16 if inner <= 16 else 32, NC=16,
+                PACKS=channels // wide, PARTS=math.ceil(outer / 16))  # fmt: skip
+    return dict(made, TILE=16 if _is_partial(made) else tile)
 
 
 def _splits_wanted(problem: ConvProblem, programs: int) -> int:
@@ -72,4 +83,6 @@ def gather(problem: ConvProblem) -> tuple[dict[str, int], int, int, int]:
 
 
 def config(architecture: int, problem: ConvProblem) -> configs.Config:
-    return configs.row(architecture, key(problem))
+    name = key(problem)
+    is_partial = not name.startswith("gather") and _is_partial(pack(problem))
+    return configs.row(architecture, *((f"{name} partial", name) if is_partial else (name,)))

@@ -14,7 +14,7 @@ from .epilogue import ordered_sum, through_batch_norm
 
 @triton.jit
 def _load_x(x, offsets, step, live, is_row):
-    """The shifts of one row of x, each of (PACKS, TILE, KC); zeros outside the image."""
+    """The shifts of one row of x, each of (packs, TILE, KC); zeros outside the image."""
     return (
         tl.load(x + offsets, live[0] & is_row, other=0.0),
         tl.load(x + step + offsets, live[1] & is_row, other=0.0),
@@ -24,7 +24,7 @@ def _load_x(x, offsets, step, live, is_row):
 
 @triton.jit
 def _plus_products(sums, dz, row):
-    """The sums of one row of taps, (PACKS, NC, KC) each."""
+    """The sums of one row of taps, (packs, NC, KC) each."""
     dz = tl.trans(dz, 0, 2, 1)
     return (
         tl.dot(dz, row[0], sums[0], input_precision="ieee"),
@@ -47,18 +47,20 @@ def wgrad_kernel(
     x, dy, z, scale, shift, a, b, c, dz, partials, n_positions, h, w, oh, ow, cin_vectors, cout_vectors, rows, pad_h,
     pad_w, blocks, strips,
     VI: tl.constexpr, VO: tl.constexpr, CIN: tl.constexpr, COUT: tl.constexpr, GI: tl.constexpr, GO: tl.constexpr,
-    KC: tl.constexpr, NC: tl.constexpr, PACKS: tl.constexpr, TILE: tl.constexpr, STRIDE: tl.constexpr,
-    DILATION: tl.constexpr, ACTIVATION: tl.constexpr,
+    KC: tl.constexpr, NC: tl.constexpr, PACKS: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr,
+    STRIDE: tl.constexpr, DILATION: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """partials (split, tap, C_out, C_in/groups) of x and dy; with z, dy is y's gradient, and dz is made and stored.
 
-    A program has `strips` strips of TILE positions; its rows of dz are DILATION apart, as in rows_kernel.
+    A program has `strips` strips of TILE positions; its rows of dz are DILATION apart, as in rows_kernel. A product
+    has NC of the GO channels that a pack has of dz, the PARTS-th part of them.
     """
     c_in, c_out = cin_vectors * VI, cout_vectors * VO
     block, split = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     first = tl.program_id(1) // DILATION * rows * DILATION + tl.program_id(1) % DILATION
-    pack = tl.arange(0, PACKS)[:, None, None]
-    k, n = tl.arange(0, KC)[None, None, :], tl.arange(0, NC)[None, None, :]
+    pack = tl.arange(0, PACKS * PARTS)[:, None, None]
+    part, pack = pack % PARTS * NC, pack // PARTS
+    k, n = tl.arange(0, KC)[None, None, :], part + tl.arange(0, NC)[None, None, :]
     ci, co = (block * PACKS + pack) * GI + k, (block * PACKS + pack) * GO + n
     ci_live, co_live = (k < GI) & (ci < c_in), (n < GO) & (co < c_out)
     if z is not None:
@@ -68,7 +70,7 @@ def wgrad_kernel(
             tl.load(c + co, co_live, other=0.0),
         )  # fmt: skip
 
-    nothing = tl.zeros((PACKS, NC, KC), tl.float32)
+    nothing = tl.zeros((PACKS * PARTS, NC, KC), tl.float32)
     top, middle, bottom = (nothing, nothing, nothing), (nothing, nothing, nothing), (nothing, nothing, nothing)
     lead: tl.constexpr = 2 if STRIDE == 1 else 1
     for strip in range(split * strips, (split + 1) * strips):
@@ -89,8 +91,8 @@ def wgrad_kernel(
             x_live & (x_column + DILATION >= 0) & (x_column + DILATION < w),
             x_live & (x_column + 2 * DILATION >= 0) & (x_column + 2 * DILATION < w),
         )
-        above = tl.zeros((PACKS, TILE, NC), dy.dtype.element_ty)
-        before = tl.zeros((PACKS, TILE, NC), dy.dtype.element_ty)
+        above = tl.zeros((PACKS * PARTS, TILE, NC), dy.dtype.element_ty)
+        before = tl.zeros((PACKS * PARTS, TILE, NC), dy.dtype.element_ty)
         for i in range(rows + lead):
             out_row = first + i * DILATION
             place = dz_base + out_row * ow * c_out
@@ -112,9 +114,10 @@ def wgrad_kernel(
                 bottom = _plus_products(bottom, before, row)
                 row = _load_x(from_x + w * c_in, x_offsets, c_in, live, (in_row + 1 >= 0) & (in_row + 1 < h))
                 middle = _plus_products(middle, current, row)
-            above, before = before, current
+            # By a choice, as triton does not pipeline loops that hand a value on unchanged.
+            above, before = tl.where(i <= rows, before, 0.0), current
 
-    n, k = tl.arange(0, NC)[None, :, None], tl.arange(0, KC)[None, None, :]
+    n, k = part + tl.arange(0, NC)[None, :, None], tl.arange(0, KC)[None, None, :]
     co = (block * PACKS + pack) * GO + n
     live = (n < GO) & (k < GI) & (n // COUT == k // CIN) & (co < c_out)
     tap = c_out * CIN
