@@ -62,8 +62,9 @@ SUBJECTS = {
     ),
     "tensor_plan": Subject(
         ("grouped_conv2d_plan.cpp", "grouped_conv2d_plan.h"),
-        ("grouped_conv2d_plan.cpp", "grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu"),
-        ((PLAN, ""), (FORWARD, HALF)),
+        ("grouped_conv2d_plan.cpp", "grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu",
+         "grouped_conv2d_dgrad_half.cu", "grouped_conv2d_dgrad_tensor.cu"),
+        ((PLAN, ""), (FORWARD, f"test_reasons or test_no_reason or {HALF}"), (DGRAD, "not bfloat16")),
     ),
     "float32": Subject(
         ("grouped_conv2d_fwd_float.cuh", "grouped_conv2d_fwd_float_block.cuh", "grouped_conv2d_fwd_float_plan.cpp",

@@ -105,12 +105,17 @@ def test_a_misaligned_or_strided_input():
     [
         ("n1_c64_h5_g16_k5_p2", "takes 3x3 kernels"),
         ("n1_c64_h5_g16_s3", "takes stride 1 and 2"),
-        ("n1_c64_h5_g16_p5_d5", "takes dilation up to 4"),
-        ("n1_c64_h5_g16_d2_s2", "takes dilation at stride 1"),
-        ("n1_c128_h5_g2", "takes up to 32 channels a group"),
+        ("n1_c64_h5_g16_s2x1", "takes stride 1 and 2"),
+        ("n1_c64_h9_g16_p5_d5x4", "takes dilation up to 4"),
+        ("n1_c64_h9_g16_p5_d4x5", "takes dilation up to 4"),
+        ("n1_c64_h5_g16_d1x2_s2", "takes dilation at stride 1"),
+        ("n1_c64_h5_g16_d2x1_s2", "takes dilation at stride 1"),
+        ("n1_c68_h5_g2", "takes up to 32 channels a group"),
         ("n1_c9_h5_g3", "even numbers up to 32"),
         ("n1_c4_h5_g2", "multiples of 8"),
         ("n1_c32_o48_h5_g2", "multiple of C_in"),
+        (f"n{2**28}_c64_h1_g16", "up to 2^31 units of 16 bytes"),
+        (f"n1_c{2**22}_h1_g{2**20}", "takes fewer channels"),
     ],
 )
 def test_reasons(text, reason):
@@ -118,6 +123,11 @@ def test_reasons(text, reason):
     assert any(reason in each for each in cuda.unsupported_reasons("grouped_conv2d", problem))
     refusing = replace(problem, layout="nchw")
     assert any("channels_last" in each for each in cuda.unsupported_reasons("grouped_conv2d", refusing))
+
+
+@pytest.mark.parametrize("text", [f"n{2**28 - 1}_c64_h1_g16", f"n1_c{2**22 - 64}_h1_g{2**20 - 16}"])
+def test_no_reason_at_the_limit(text):
+    assert not cuda.unsupported_reasons("grouped_conv2d", nhwc(text, torch.float16))
 
 
 @pytest.mark.parametrize("training", [False, True])
