@@ -189,7 +189,6 @@ class Machine {
 
   static void check(const Grid& grid) {
     if (grid.threads > kMostThreads) throw std::runtime_error("launch: more than 1024 threads a block");
-    if (grid.x == 0 || grid.y == 0 || grid.threads == 0) throw std::runtime_error("launch: of nothing");
     if (grid.x > 0x7fffffff || grid.y > 0xffff) throw std::runtime_error("launch: a grid too large");
     if (grid.shared_bytes > kMostSharedBytes)
       throw std::runtime_error("launch: " + std::to_string(grid.shared_bytes) +
