@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from .._memo import memoised
-from ..problem import ConvProblem
+from ..problem import ConvProblem, memory_format
 from ..triton_kernels import configs
 from ..triton_kernels.launch import Launch, aligned
 
@@ -117,6 +117,32 @@ def _dgrad(problem, dz, weight):
     dx = torch.empty(shape, dtype=dz.dtype, device=dz.device, memory_format=torch.channels_last)
     launch(dz, prepare(weight), dx)
     return dx
+
+
+def _wgrad_plan(problem, architecture, strides, activation):
+    from ..triton_kernels import wgrad_plans
+
+    if configs.form(problem) == "gather":
+        return wgrad_plans.by_gather(problem, architecture, strides)
+    return wgrad_plans.by_rows(problem, architecture, strides, activation)
+
+
+def _wgrad(problem, grad, x, weight, bn=None):
+    """dw; with bn = (z, scale, shift, a, b, c, the activation) grad is the activation's gradient, and dz, dw come."""
+    grad, x = _dense(grad), _dense(x)
+    dw = torch.empty_like(weight, memory_format=memory_format(weight))
+    z, *vectors, activation = bn or [None] * 7
+    is_general, dz = configs.form(problem) == "gather", None
+    if bn is not None and is_general:
+        grad = dz = affine_act_backward(grad, z, *vectors, None, activation, (True, False))[0]
+    elif bn is not None:
+        z, dz = _dense(z), torch.empty_like(grad)
+    strides = dw.stride(1), dw.stride(3)
+    launch, merge, shape = memoised(_wgrad_plan, problem, architecture(x.device.index), strides, activation)
+    partials = torch.empty(shape, dtype=torch.float32, device=x.device)
+    launch(x, grad, partials) if is_general else launch(x, grad, z, *map(_vector, vectors), dz, partials)
+    merge(partials, dw)
+    return dw if bn is None else (dz, dw)
 
 
 def _merge_plan(tiles, channels):

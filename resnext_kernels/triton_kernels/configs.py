@@ -26,7 +26,7 @@ _STRIDED_TILES = {
     "pairs 16 s2 dgrad": (64, 64), "narrow 16 s2 dgrad": (32, 64), "middle 16 s2 dgrad": (16, 64),
     "pairs 32 s2 dgrad": (16, 32), "narrow 32 s2 dgrad": (16, 32), "middle 32 s2 dgrad": (16, 32),
 }  # fmt: skip
-_WIDTHS = {"pairs": 8, "narrow": 16, "middle": 32}  # channels of a pack
+WIDTHS = {"pairs": 8, "narrow": 16, "middle": 32}  # channels of a pack
 _GATHER = {16: dict(BM=128, BN=64, BK=64), 32: dict(BM=64, BN=64, BK=32)}
 # Tiles of the ops on images, and how many of their partial results are merged side by side.
 AFFINE_ACT = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64)
@@ -71,14 +71,14 @@ def key(problem: ConvProblem) -> str:
 def config(architecture: int, problem: ConvProblem) -> Config:
     name = key(problem)
     # Addresses of packs that are not full take more registers.
-    return _row(architecture, *((f"{name} partial", name) if _is_partial(problem) else (name,)))
+    return row(architecture, *((f"{name} partial", name) if _is_partial(problem) else (name,)))
 
 
 def strided_config(architecture: int, problem: ConvProblem) -> Config:
-    return _row(architecture, strided_key(problem))
+    return row(architecture, strided_key(problem))
 
 
-def _row(architecture: int, *names: str) -> Config:
+def row(architecture: int, *names: str) -> Config:
     """Of the first name that there is a row of."""
     for name in names:
         known = [each for each, rows in table().items() if each <= architecture and name in rows]
@@ -105,7 +105,7 @@ def pack(problem: ConvProblem) -> dict[str, int]:
     """The constants of rows_kernel that say what a pack is."""
     name, groups = form(problem), problem.groups
     c_in, c_out = problem.c_in // groups, problem.c_out // groups
-    wide = _WIDTHS[name]
+    wide = WIDTHS[name]
     together = max(wide // max(c_in, c_out), 1)
     inner, outer = together * c_in, together * c_out
     sizes = {"pairs": (8, 8)}.get(name, tuple(16 if each <= 16 else 32 for each in (inner, outer)))
@@ -149,7 +149,7 @@ def strided_key(problem: ConvProblem) -> str:
 
 def strided_pack(problem: ConvProblem) -> dict[str, int]:
     """The constants of dgrad_strided_kernel that say what a pack is; GI and NC are x's channels, GO and KC dz's."""
-    wide, groups = _WIDTHS[_strided_form(problem)], problem.groups
+    wide, groups = WIDTHS[_strided_form(problem)], problem.groups
     c_in, c_out = problem.c_in // groups, problem.c_out // groups
     together = wide // max(c_in, c_out)
     tile, channels = _STRIDED_TILES[strided_key(problem)]
@@ -170,8 +170,13 @@ def strided_grid(problem: ConvProblem) -> tuple[int, int, int, int, int]:
 
 
 def gather(problem: ConvProblem) -> dict[str, int]:
-    """The constants of gather_kernel that say what a tile is; none is larger than a group needs."""
-    blocks, groups = _GATHER[bits(problem)], problem.groups
+    """The constants of gather_kernel that say what a tile is."""
+    return at_most(_GATHER[bits(problem)], problem)
+
+
+def at_most(blocks: dict[str, int], problem: ConvProblem) -> dict[str, int]:
+    """The blocks, of which none is larger than a group needs."""
+    groups = problem.groups
     needed = dict(BM=blocks["BM"], BN=problem.c_out // groups, BK=problem.c_in // groups)
     return {name: min(size, max(16, 2 ** math.ceil(math.log2(needed[name])))) for name, size in blocks.items()}
 

@@ -76,3 +76,9 @@ def masked_grad(grad, pre, ACTIVATION: tl.constexpr):
         sigmoid = 1 / (1 + tl.exp(-pre))
         grad = grad * sigmoid * (1 + pre * (1 - sigmoid))
     return grad
+
+
+@triton.jit
+def bn_backward(g, z, a, b, c):
+    """a * g + b * z + c: the gradient of BatchNorm's input z."""
+    return tl.fma(g, a, tl.fma(z, b, c))
