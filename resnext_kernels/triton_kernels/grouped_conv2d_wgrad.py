@@ -2,9 +2,9 @@
 
 A program has PACKS packs, a chunk of dz's rows, and some strips of TILE flattened (image, column) positions of dz that
 it walks one after the other. A pack is one or more whole groups, of up to KC input channels and PARTS times 16 output
-channels. A row of x is loaded once for each of its 3 shifts and meets the rows of dz that it is under the 3 rows of taps
-of: the newest is loaded, the others are kept. The 9 sums, of 16 output times KC input channels for each part of a pack,
-stay in registers to the end, when what lies within groups is stored: a slice for each split, for a second kernel to add.
+channels. A row of x is loaded once for each of its 3 shifts and meets the 3 rows of dz that it is under the taps of:
+the newest is loaded, the others are kept. The 9 sums, of 16 output times KC input channels for each part of a pack,
+stay in registers to the end, when what lies within groups is stored, for a second kernel to add the splits.
 """
 
 import triton
