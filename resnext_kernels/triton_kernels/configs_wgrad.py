@@ -9,6 +9,7 @@ _MOST_PRODUCTS = 8192  # of a sum in float32, whose error grows with them
 _PROGRAMS_WANTED = 512
 _FEWEST_PROGRAMS = 132
 _FEWEST_ROWS = 4
+_ROWS_BESIDE = 6  # that a walk down one strip takes longer by: what chunks share, and the first loads
 # Positions of dz of a tile, and parts of packs of a program.
 _TILES = {"narrow 16": (32, 4), "middle 16": (16, 4), "narrow 32": (16, 4), "middle 32": (16, 2)}
 _GATHER = {16: dict(BM=64, BN=128, BK=64), 32: dict(BM=32, BN=64, BK=64)}
@@ -62,15 +63,18 @@ def rows_grid(problem: ConvProblem) -> tuple[int, int, int, int, int, int]:
     positions, reach = problem.n * ow, math.ceil(oh / dilation)
     strips, most_rows = math.ceil(positions / made["TILE"]), _MOST_PRODUCTS // made["TILE"]
 
+    fewest_parts = math.ceil(reach / most_rows)
+
     def choices():
-        for parts in range(math.ceil(reach / most_rows), max(reach // _FEWEST_ROWS, math.ceil(reach / most_rows)) + 1):
+        for parts in range(fewest_parts, max(reach // _FEWEST_ROWS, fewest_parts) + 1):
             rows = math.ceil(reach / parts)
-            chunks = math.ceil(reach / rows) * dilation
+            chunks, reads = math.ceil(reach / rows) * dilation, (problem.stride[0] + 1) * rows + _ROWS_BESIDE
             for each in range(1, max(min(strips, most_rows // rows), 1) + 1):
                 walks = math.ceil(strips / each)
-                yield *_cost(problem, blocks, walks * chunks), chunks, walks, each, rows
+                cost = _cost(problem, blocks, walks * chunks, each * reads, strips * chunks * reads)
+                yield cost, walks * chunks, walks, each, chunks, rows
 
-    *_, chunks, walks, each, rows = min(choices())
+    _, _, walks, each, chunks, rows = min(choices())
     return positions, each, walks, blocks, chunks, rows
 
 
@@ -81,17 +85,22 @@ def gather_grid(problem: ConvProblem) -> tuple[int, int, int, int]:
     programs = groups * math.ceil(outs) * math.ceil(inners) * math.prod(problem.kernel)
     positions = problem.n * oh * ow
     steps = math.ceil(positions / blocks["BM"])
-    counts = range(1, max(min(steps, _MOST_PRODUCTS // blocks["BM"]), 1) + 1)
-    *_, splits, each = min((*_cost(problem, programs, math.ceil(steps / n)), math.ceil(steps / n), n) for n in counts)
+
+    def choices():
+        for each in range(1, max(min(steps, _MOST_PRODUCTS // blocks["BM"]), 1) + 1):
+            splits = math.ceil(steps / each)
+            yield _cost(problem, programs, splits, each, steps), splits, each
+
+    _, splits, each = min(choices())
     return positions, programs, splits, each
 
 
-def _cost(problem: ConvProblem, programs: int, splits: int) -> tuple[int, int, int]:
+def _cost(problem: ConvProblem, programs: int, splits: int, longest: int, total: int) -> tuple[int, int, float]:
     """What is worse the greater it is, the first first, of so many splits of so many programs each.
 
-    No multiprocessor is to be without work; partial sums are to take up to a tenth of what the images do; and many
-    programs are to be there.
+    No multiprocessor is to be without work; partial sums are to take up to a tenth of what the images do; and the time
+    is to be short: that of the `longest` program or that of the `total` of a split's, of those that run side by side.
     """
-    fewest, wanted = math.ceil(_FEWEST_PROGRAMS / programs), math.ceil(_PROGRAMS_WANTED / programs)
-    small = problem.bytes // (10 * 4 * elements(problem))
-    return max(fewest - splits, 0), max(splits - small, 0), max(wanted - splits, 0)
+    fewest, small = math.ceil(_FEWEST_PROGRAMS / programs), problem.bytes // (10 * 4 * elements(problem))
+    time = max(longest, total * programs / _PROGRAMS_WANTED)
+    return max(fewest - splits, 0), max(splits - small, 0), time
