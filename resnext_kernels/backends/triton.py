@@ -8,7 +8,7 @@ import torch
 
 from .._memo import memoised
 from ..problem import ConvProblem, memory_format
-from ..triton_kernels import configs
+from ..triton_kernels import configs, configs_wgrad
 from ..triton_kernels.launch import Launch, aligned
 
 NAME, DEVICE = "triton", "cuda"
@@ -128,19 +128,21 @@ def _wgrad_plan(problem, architecture, strides, activation):
 
 
 def _wgrad(problem, grad, x, weight, bn=None):
-    """dw; with bn = (z, scale, shift, a, b, c, the activation) grad is the activation's gradient, and dz, dw come."""
+    """dw of z's gradient or, with bn = (z, scale, shift, a, b, c, the activation), (dz, dw) of the activation's."""
     grad, x = _dense(grad), _dense(x)
-    dw = torch.empty_like(weight, memory_format=memory_format(weight))
     z, *vectors, activation = bn or [None] * 7
-    is_general, dz = configs.form(problem) == "gather", None
-    if bn is not None and is_general:
-        grad = dz = affine_act_backward(grad, z, *vectors, None, activation, (True, False))[0]
-    elif bn is not None:
-        z, dz = _dense(z), torch.empty_like(grad)
+    if bn is not None and not configs_wgrad.makes_dz(problem):
+        dz, _ = affine_act_backward(grad, z, *vectors, None, activation, (True, False))
+        return dz, _wgrad(problem, dz, x, weight)
+    dw = torch.empty_like(weight, memory_format=memory_format(weight))
     strides = dw.stride(1), dw.stride(3)
     launch, merge, shape = memoised(_wgrad_plan, problem, architecture(x.device.index), strides, activation)
     partials = torch.empty(shape, dtype=torch.float32, device=x.device)
-    launch(x, grad, partials) if is_general else launch(x, grad, z, *map(_vector, vectors), dz, partials)
+    if configs.form(problem) == "gather":
+        launch(x, grad, partials)
+    else:
+        z, dz = (None, None) if bn is None else (_dense(z), torch.empty_like(grad))
+        launch(x, grad, z, *map(_vector, vectors), dz, partials)
     merge(partials, dw)
     return dw if bn is None else (dz, dw)
 

@@ -10,6 +10,7 @@ _PROGRAMS_WANTED = 512
 _FEWEST_PROGRAMS = 132
 _FEWEST_ROWS = 4
 _ROWS_BESIDE = 6  # that a walk down one strip takes longer by: what chunks share, and the first loads
+_VECTOR = 8  # channels that are loaded together
 # Positions of dz of a tile, and parts of packs of a program.
 _TILES = {"narrow 16": (32, 4), "middle 16": (16, 4), "narrow 32": (16, 4), "middle 32": (16, 2)}
 _GATHER = {16: dict(BM=64, BN=128, BK=64), 32: dict(BM=32, BN=64, BK=64)}
@@ -25,9 +26,23 @@ def key(problem: ConvProblem) -> str:
     return name if form(problem) == "gather" else f"{name} s{problem.stride[0]}"
 
 
-def config(architecture: int, problem: ConvProblem, makes_dz: bool) -> configs.Config:
-    name = f"{key(problem)} wgrad"
-    return configs.row(architecture, *((f"{name} dz", name) if makes_dz else (name,)))
+def config(architecture: int, problem: ConvProblem, with_dz: bool) -> configs.Config:
+    names = [f"{key(problem)} wgrad"]
+    if form(problem) != "gather" and _is_uneven(pack(problem)["GI"], pack(problem)["GO"]):
+        names.insert(0, f"{names[-1]} uneven")
+    if with_dz:
+        names.insert(0, f"{key(problem)} wgrad dz")
+    return configs.row(architecture, *names)
+
+
+def makes_dz(problem: ConvProblem) -> bool:
+    """Whether BatchNorm's backward is a prologue: in float32 products take longer than a pass over the images does."""
+    return form(problem) != "gather" and configs.bits(problem) == 16
+
+
+def _is_uneven(inner: int, outer: int) -> bool:
+    """Of packs whose channels are not whole vectors: their addresses take more registers."""
+    return inner % _VECTOR != 0 or outer % _VECTOR != 0
 
 
 def pack(problem: ConvProblem) -> dict[str, int]:
@@ -37,6 +52,8 @@ def pack(problem: ConvProblem) -> dict[str, int]:
     together = wide // max(c_in, c_out)
     inner, outer = together * c_in, together * c_out
     tile, parts = _TILES[f"{form(problem)} {configs.bits(problem)}"]
+    if _is_uneven(inner, outer):
+        tile = 16
     of_pack = math.ceil(outer / 16)
     return dict(GI=inner, GO=outer, KC=16 if inner <= 16 else 32, PARTS=of_pack, PACKS=parts // of_pack, TILE=tile)
 

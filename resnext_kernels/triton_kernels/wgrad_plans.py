@@ -12,7 +12,7 @@ from .launch import Launch
 
 
 def by_rows(problem, architecture, strides, activation=None):
-    """The launch takes x, grad, z, scale, shift, a, b, c, dz and partials; with an activation it makes dz."""
+    """The launch takes x, grad, z, scale, shift, a, b, c, dz and partials, z to dz None but with an activation."""
     config = configs_wgrad.config(architecture, problem, activation is not None)
     positions, strips, walks, blocks, chunks, rows = configs_wgrad.rows_grid(problem)
     integers = (positions, problem.h, problem.w, *problem.output_size, *_vectors(problem)[0], rows, strips,
@@ -27,7 +27,7 @@ def by_rows(problem, architecture, strides, activation=None):
 
 def by_gather(problem, architecture, strides):
     """The launch takes x, dz and partials."""
-    config = configs_wgrad.config(architecture, problem, makes_dz=False)
+    config = configs_wgrad.config(architecture, problem, with_dz=False)
     positions, programs, splits, steps = configs_wgrad.gather_grid(problem)
     integers = (positions, problem.h, problem.w, *problem.output_size, *_vectors(problem)[0], *problem.stride,
                 *problem.padding, *problem.dilation, *problem.kernel, steps)  # fmt: skip
