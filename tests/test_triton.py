@@ -1,6 +1,7 @@
 """The Triton backend without a GPU: what it says of itself, its kernels in the interpreter, its choice of tiles."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import resnext_kernels as rk
 from resnext_kernels.backends import triton
 from resnext_kernels.problem import ConvProblem
 from resnext_kernels.testing import problems
-from resnext_kernels.triton_kernels import configs
+from resnext_kernels.triton_kernels import configs, configs_wgrad
 from resnext_kernels.triton_kernels.launch import Launch
 
 HERE = Path(__file__).parent
@@ -132,6 +133,37 @@ def test_the_grid_covers_every_position_row_and_channel():
         assert positions * pack["PX"] >= problem.n * ow and strips * pack["TILE"] >= positions
         assert blocks * pack["PACKS"] * pack["GO"] >= problem.c_out
         assert chunks // problem.dilation[0] * rows * problem.dilation[0] >= oh
+
+
+def test_wgrad_covers_everything_in_short_sums():
+    """Of up to 8192 products; partial sums of a tenth of the images' bytes, or as few as make enough programs."""
+    for problem in _every_problem():
+        assert all(configs_wgrad.config(each, problem, with_dz=True).warps in (4, 8) for each in ARCHITECTURES)
+        oh, ow = problem.output_size
+        if configs.form(problem) == "gather":
+            positions, programs, splits, steps = configs_wgrad.gather_grid(problem)
+            products = steps * configs_wgrad.gather(problem)["BM"]
+            assert positions == problem.n * oh * ow <= splits * products
+        else:
+            pack, (positions, strips, walks, programs, chunks, rows) = (
+                configs_wgrad.pack(problem), configs_wgrad.rows_grid(problem)
+            )  # fmt: skip
+            assert positions == problem.n * ow <= walks * strips * pack["TILE"]
+            assert programs * pack["PACKS"] * pack["GO"] >= problem.c_out
+            assert pack["GO"] <= 16 * pack["PARTS"] and pack["GI"] <= pack["KC"] and pack["TILE"] >= 16
+            assert chunks // problem.dilation[0] * rows * problem.dilation[0] >= oh
+            splits, products = walks * chunks, strips * rows * pack["TILE"]
+        assert products <= 8192, problem
+        small = 4 * splits * configs_wgrad.elements(problem) <= problem.bytes / 10
+        # What one split less would come to: programs that are too few, or sums that are too long.
+        assert small or splits == 1 or splits * programs < 2 * 132 + programs or products > 4096, problem
+
+
+def test_splits_of_wgrad_are_added_by_tiles_of_a_size():
+    for splits in (0, 1, 2, 3, 33, 64, 65, 900):
+        tile = configs_wgrad.merge(splits)
+        assert all(math.log2(size).is_integer() for size in tile.values())
+        assert min(splits, 64) <= tile["SPLITS"] <= 64 and tile["SPLITS"] * tile["BLOCK"] <= 2048
 
 
 def test_every_load_says_what_stands_in_for_what_it_masks():

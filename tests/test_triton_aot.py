@@ -48,7 +48,7 @@ def test_shared_memory_that_there_is(usages):
 def test_matrix_instructions(usages):
     """Products of float32 are exact: no tensor cores; batched products are mma.sync on every architecture."""
     for name, usage in usages.items():
-        convolution = not name.startswith("images") and "prepack" not in name
+        convolution = not name.startswith("images") and "prepack" not in name and "merge" not in name
         kinds = {"none"} if "fp32" in name or not convolution else {"mma.sync"}
         if name.startswith("wide") and kinds == {"mma.sync"}:
             kinds = {{90: "wgmma", 100: "tcgen05.mma"}.get(_architecture(name), "mma.sync")}

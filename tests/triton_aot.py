@@ -28,6 +28,7 @@ PROBLEMS = {
     "pairs strided*": "n256_c256_h56_g64_s2", "wide strided*": "n256_c512_h28_g8_s2",
 }  # fmt: skip
 VARIANTS = ("plain", "affine", "stats")
+BACKWARD = ("wgrad", "wgrad dz")
 _FLOATS = ("scale", "shift", "a", "b", "c", "mean", "rstd", "m2", "partials", "sum_g", "sum_g_xhat")
 
 
@@ -113,33 +114,23 @@ def _launches(name, variant, dtype, architecture):
         yield "sum", of_all, ()
         return
     problem = _problem(PROBLEMS[name], dtype)
-    is_general = backend.configs.form(problem) == "gather"
-    if variant == "wgrad":
-        yield from _wgrad_launches(problem, architecture, is_general)
-        return
     if variant == "dgrad":
+        is_general = backend.configs.form(problem) == "gather"
         make = conv_plans.dgrad_by_gather if is_general else conv_plans.dgrad_strided
         yield variant, make(problem, architecture)[1], ("scale", "shift", "partials")
+        return
+    if variant in BACKWARD:
+        makes_dz = variant == "wgrad dz"
+        launch, merge, _ = backend._wgrad_plan(problem, architecture, (9, 1), "silu" if makes_dz else None)
+        yield variant, launch, () if makes_dz else ("z", "scale", "shift", "a", "b", "c", "dz")
+        if not makes_dz:
+            yield "wgrad merge", merge, ()
         return
     absent = {"plain": ("scale", "shift", "partials"), "affine": ("partials",), "stats": ("scale", "shift")}[variant]
     activation = "silu" if variant == "affine" else "identity"
     yield variant, conv_plans.forward(problem, architecture, activation)[1], absent
     if variant == "plain" and backend.configs.form(problem) != "gather":
         yield "prepack", conv_plans.prepack(problem, backend.configs.pack(problem), 1)[0], ()
-
-
-def _wgrad_launches(problem, architecture, is_general):
-    from resnext_kernels.triton_kernels import configs_wgrad, conv_plans
-
-    if is_general:
-        yield "wgrad", conv_plans.wgrad_by_gather(problem, architecture)[0], ()
-    else:
-        absent = ("z", "scale", "shift", "a", "b", "c", "dz")
-        yield "wgrad", conv_plans.wgrad_by_rows(problem, architecture, "identity")[0], absent
-    if configs_wgrad.has_prologue(problem):
-        yield "wgrad bn", conv_plans.wgrad_by_rows(problem, architecture, "silu")[0], ()
-    if architecture == ARCHITECTURES[0]:
-        yield "wgrad sum", conv_plans.wgrad_sum(problem, 4, (36, 9, 3, 1)), ()
 
 
 def _measure(case) -> dict[str, dict]:
@@ -156,6 +147,7 @@ def _measure(case) -> dict[str, dict]:
 def cases(everything: bool) -> list[tuple]:
     strided = [name for name in PROBLEMS if name.endswith("strided*")]
     starred = [name for name in PROBLEMS if name.endswith("*") and name not in strided[2:]]
+    by_rows = [name for name in PROBLEMS if not name.startswith("wide")]
     if everything:
         rest = [name for name in PROBLEMS if not name.endswith("*")]
         return [
@@ -164,7 +156,8 @@ def cases(everything: bool) -> list[tuple]:
             *itertools.product(starred, ["stats"], ["bf16"], (80, 90, 100)),
             *itertools.product(["images"], [""], ("fp16", "bf16", "fp32"), ARCHITECTURES),
             *itertools.product(strided, ["dgrad"], ("fp16", "bf16", "fp32"), ARCHITECTURES),
-            *itertools.product([*starred, *rest], ["wgrad"], ("fp16", "bf16", "fp32"), ARCHITECTURES),
+            *itertools.product([*PROBLEMS], ["wgrad"], ("fp16", "bf16", "fp32"), ARCHITECTURES),
+            *itertools.product(by_rows, ["wgrad dz"], ("fp16", "bf16"), ARCHITECTURES),
             ("pairs*", "plain", "bf16", 100),
         ]
     return [
@@ -173,8 +166,9 @@ def cases(everything: bool) -> list[tuple]:
         *itertools.product(starred[::5], ["stats"], ["fp32"], [86]),
         *itertools.product(strided, ["dgrad"], ["fp16"], [90]),
         *itertools.product(strided[:3], ["dgrad"], ["fp32"], [80]),
-        *itertools.product(starred, ["wgrad"], ["fp16"], [80, 90]),
-        *itertools.product(starred[::5], ["wgrad"], ["fp32"], [86]),
+        *itertools.product(starred, ["wgrad"], ["fp16"], (80, 90)),
+        *itertools.product(starred[:5], ["wgrad dz"], ["fp16"], [90]),
+        *itertools.product(starred[1::2], ["wgrad"], ["fp32"], [80]),
         ("images", "", "fp16", 90), ("images", "", "fp32", 80), ("pairs*", "plain", "bf16", 100),
     ]  # fmt: skip
 

@@ -6,6 +6,7 @@ races, no layouts, no spills, nothing of tensor cores' accumulation, and it take
 (K < 16). bfloat16 is left out: arithmetic on it is garbage there, and stores truncate; triton_aot.py compiles it.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,9 @@ import resnext_kernels as rk
 from resnext_kernels import backends
 from resnext_kernels.backends import triton
 from resnext_kernels.problem import ConvProblem
-from resnext_kernels.testing import cases, exact
+from resnext_kernels.testing import cases, exact, gates
 from resnext_kernels.testing.verify import judge, verify
-from resnext_kernels.triton_kernels import configs
+from resnext_kernels.triton_kernels import configs, configs_wgrad
 
 DTYPES = (torch.float32, torch.float16)
 # Every form; widths that fill a pack and that do not; C_out of more and of less than C_in; tiles that images share, are
@@ -37,6 +38,9 @@ STRIDED = [
     "n1_c16_h9_w11_g4_s3x2_d2x3_p2", "n1_c16_h8_g2_k4_s4_p1", "n1_c16_o32_h9_g4_s2", "n1_c32_o16_h9_w40_g2_s2",
     "n1_c16_h3_g1_k2_s3_p0", "n1_c8_h7_g2_s2_d2_p3", "n1_c8_h68_w3_g2_s2",
 ]  # fmt: skip
+# The rows of wgrad with BatchNorm's backward before it, and the gathering kernel after it.
+WITH_BN = ["n2_c64_h7_w6_g16", "n3_c12_h5_w3_g4", "n1_c28_h6_g2_p0", "n2_c16_o48_h5_g2", "n2_c32_h8_w9_g8_s2",
+           "n1_c64_h5_w7_g2_s2", "n1_c32_h9_g8_p2_d2", "n1_c80_h4_g2"]  # fmt: skip
 MEMORY = ["n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n2_c200_h4_w6"]
 
 
@@ -100,6 +104,117 @@ def test_dgrad(text):
         problem.padding, problem.dilation, problem.groups,
     )  # fmt: skip
     assert torch.equal(triton._dgrad(problem, dz, weight).double(), expected)
+
+
+def _dw(problem, x, weight, dz):
+    """Of float64, rounded."""
+    conv = problem.stride, problem.padding, problem.dilation, problem.groups
+    return torch.nn.grad.conv2d_weight(x.double(), weight.shape, dz.double(), *conv).to(weight.dtype)
+
+
+@pytest.mark.parametrize("text", [*PROBLEMS, *STRIDED])
+def test_wgrad(text):
+    problem = _problem(text, _dtype(text, other=True))
+    x, weight, dz = _backward_tensors(problem)
+    assert torch.equal(triton._wgrad(problem, dz, x, weight), _dw(problem, x, weight, dz))
+
+
+def _bn(problem, activation):
+    """(The gradient of the activation, what _wgrad takes of BatchNorm): small integers and halves, c nowhere 0."""
+    grad, z, *vectors = cases.make("affine_act_backward", problem, integers=True, activation=activation)[:7]
+    return grad, (z, *vectors[:-1], vectors[-1].abs() + 1, activation)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+@pytest.mark.parametrize("text", WITH_BN)
+def test_wgrad_that_makes_dz(text, activation):
+    problem = _problem(text, _dtype(text + activation))
+    x, weight, _ = _backward_tensors(problem)
+    grad, bn = _bn(problem, activation)
+    dz, dw = triton._wgrad(problem, grad, x, weight, bn)
+    assert torch.equal(dz, triton.affine_act_backward(grad, *bn[:-1], None, activation, (True, False))[0])
+    assert torch.equal(dw, triton._wgrad(problem, dz, x, weight))
+    if activation != "silu":
+        assert torch.equal(dw, _dw(problem, x, weight, dz))
+
+
+# (strips of a walk, chunks, rows of a chunk): whole ones, some with less to do, and some with nothing.
+LAYOUTS = {"n2_c16_h9_w37_g4": (2, 2, 5), "n3_c32_h9_w18_g2_s2": (3, 3, 2), "n2_c16_h11_w35_g1_p2_d2": (2, 6, 2),
+           "n5_c16_h10_w10_g4": (1, 4, 4)}  # fmt: skip
+
+
+@pytest.mark.parametrize("makes_dz", [False, True])
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_wgrad_of_many_strips_and_chunks(text, makes_dz, monkeypatch):
+    strips, chunks, rows = LAYOUTS[text]
+
+    def layout(problem):
+        positions = problem.n * problem.output_size[1]
+        return positions, strips, math.ceil(positions / configs_wgrad.pack(problem)["TILE"] / strips), 1, chunks, rows
+
+    monkeypatch.setattr(configs_wgrad, "rows_grid", layout)
+    problem = _problem(text, DTYPES[makes_dz])
+    x, weight, dz = _backward_tensors(problem)
+    if makes_dz:
+        grad, bn = _bn(problem, "relu")
+        dz, dw = triton._wgrad(problem, grad, x, weight, bn)
+        assert torch.equal(dz, triton.affine_act_backward(grad, *bn[:-1], None, "relu", (True, False))[0])
+    else:
+        dw = triton._wgrad(problem, dz, x, weight)
+    assert torch.equal(dw, _dw(problem, x, weight, dz))
+
+
+@pytest.mark.parametrize("text", ["n4_c32_h9_w8_g8", "n2_c32_h9_w8_g1_s2", "n2_c48_h6_g1"])
+def test_gate_of_wgrad(text):
+    problem = _problem(text, _dtype(text))
+    dz, x, weight, *conv, _ = cases.make("grouped_conv2d_backward", problem, integers=False)
+    gate = gates.grouped_conv2d_backward(None, dz, x, weight, *conv, [False, True, False])[1]
+    error = (triton._wgrad(problem, dz, x, weight).double() - gate.expected).abs()
+    assert (error <= gate.allowed).all(), (error / gate.allowed).max()
+
+
+def test_wgrad_has_the_strides_of_the_weight():
+    for text in ("n1_c32_h4_g4", "n1_c12_h5_g2_k2x1_p0"):
+        problem = _problem(text, torch.float32)
+        x, weight, dz = _backward_tensors(problem)
+        last = weight.contiguous(memory_format=torch.channels_last)
+        dw = triton._wgrad(problem, dz, x, last)
+        assert dw.stride() == last.stride() and torch.equal(dw, triton._wgrad(problem, dz, x, weight))
+
+
+@pytest.mark.parametrize("text", ["n0_c16_h5_g2", "n0_c80_h5_g2"])
+def test_wgrad_of_an_empty_batch(text):
+    problem = _problem(text, torch.float16)
+    x, weight, _ = _backward_tensors(problem)
+    grad, bn = _bn(problem, "relu")
+    dz, dw = triton._wgrad(problem, grad, x, weight, bn)
+    assert dz.shape == problem.output_shape and dw.shape == weight.shape and not dw.any()
+
+
+@pytest.mark.parametrize("text", ["n2_c32_h6_w5_g8", "n1_c32_h6_w5_g2", "n1_c64_h7_g8_s2", "n2_c24_h5_w6_g2_p2_d2",
+                                  "n2_c80_h4_g2"])  # fmt: skip
+def test_wgrad_reads_nothing_beside_the_tensors(text):
+    problem = _problem(text, torch.float16)
+    x, weight, _ = _backward_tensors(problem)
+    grad, (*bn, activation) = _bn(problem, "silu")
+    poisoned = [_amid_nan(tensor) for tensor in (grad, x, *bn)]
+    expected = triton._wgrad(problem, grad, x, weight, (*bn, activation))
+    got = triton._wgrad(problem, *poisoned[:2], weight, (*poisoned[2:], activation))
+    for one, other in zip(got, expected, strict=True):
+        assert other.isfinite().all() and torch.equal(one, other)
+
+
+def test_what_is_not_finite_stays_at_its_channels():
+    problem = _problem("n1_c64_h8_g8", torch.float32)
+    x, weight, dz = _backward_tensors(problem)
+    expected = triton._wgrad(problem, dz, x, weight)
+    for image, channel in ((x, 9), (dz, 21)):
+        kept, image[0, channel, 4, 4] = image[0, channel, 4, 4].clone(), torch.nan
+        different = ~(triton._wgrad(problem, dz, x, weight) == expected)
+        image[0, channel, 4, 4] = kept
+        meant = torch.zeros_like(different)
+        meant[(slice(8, 16), 1) if image is x else channel] = True
+        assert torch.equal(different, meant)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -200,3 +315,21 @@ def test_defects_are_caught(defect, monkeypatch):
     # Of a size of its own: what a problem came to is remembered.
     problem = _problem(f"n{2 + list(DEFECTS.values()).index(defect)}_c16_h5_w11_g4", torch.float32)
     assert exact.mismatch("grouped_conv2d", problem, "triton") is not None
+
+
+WGRAD_DEFECTS = {
+    "forgets the last position": (0, -1), "drops the last strip": (1, -1), "drops the last row": (5, -1),
+    "drops the last chunk": (4, -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", WGRAD_DEFECTS)
+def test_defects_of_wgrad_are_caught(defect, monkeypatch):
+    at, by = WGRAD_DEFECTS[defect]
+    wrong = [70, 3, 1, 1, 2, 4]
+    wrong[at] += by
+    monkeypatch.setattr(configs_wgrad, "rows_grid", lambda problem: tuple(wrong))
+    # Of a size of its own: what a problem came to is remembered.
+    problem = _problem(f"n2_c16_h8_w35_g{(1, 2, 4, 8)[list(WGRAD_DEFECTS).index(defect)]}", torch.float16)
+    x, weight, dz = _backward_tensors(problem)
+    assert not torch.equal(triton._wgrad(problem, dz, x, weight), _dw(problem, x, weight, dz))

@@ -111,12 +111,6 @@ def grouped_conv2d_stats(x, weight, *conv):
     return z, *_merged(partials)
 
 
-def _wgrad_plan(problem, architecture, activation, strides):
-    from ..triton_kernels import conv_plans
-
-    return conv_plans.wgrad(problem, architecture, activation, strides)
-
-
 def _dgrad(problem, dz, weight):
     shape = problem.n, problem.c_in, problem.h, problem.w
     prepare, launch, _ = memoised(_dgrad_plan, problem, architecture(dz.device.index))
@@ -125,23 +119,32 @@ def _dgrad(problem, dz, weight):
     return dx
 
 
-def _wgrad(problem, dz, x, weight, bn=None):
-    """(dw, dz); with bn = (z, scale, shift, a, b, c, the activation), given y's gradient in the place of dz."""
-    dw = torch.empty_like(weight, memory_format=memory_format(weight))
-    where, activation = architecture(x.device.index), "identity" if bn is None else bn[-1]
-    launch, splits, add = memoised(_wgrad_plan, problem, where, activation, dw.stride())
-    partials = torch.empty((splits, dw.numel()), dtype=torch.float32, device=x.device)
-    x, result = _dense(x), dz
+def _wgrad_plan(problem, architecture, strides, activation):
+    from ..triton_kernels import wgrad_plans
+
     if configs.form(problem) == "gather":
-        launch(x, dz, partials)
-    elif bn is None:
-        launch(x, dz, *[None] * 7, partials)
+        return wgrad_plans.by_gather(problem, architecture, strides)
+    return wgrad_plans.by_rows(problem, architecture, strides, activation)
+
+
+def _wgrad(problem, grad, x, weight, bn=None):
+    """dw of z's gradient or, with bn = (z, scale, shift, a, b, c, the activation), (dz, dw) of the activation's."""
+    grad, x = _dense(grad), _dense(x)
+    z, *vectors, activation = bn or [None] * 7
+    if bn is not None and not configs_wgrad.makes_dz(problem):
+        dz, _ = affine_act_backward(grad, z, *vectors, None, activation, (True, False))
+        return dz, _wgrad(problem, dz, x, weight)
+    dw = torch.empty_like(weight, memory_format=memory_format(weight))
+    strides = dw.stride(1), dw.stride(3)
+    launch, merge, shape = memoised(_wgrad_plan, problem, architecture(x.device.index), strides, activation)
+    partials = torch.empty(shape, dtype=torch.float32, device=x.device)
+    if configs.form(problem) == "gather":
+        launch(x, grad, partials)
     else:
-        z, *vectors, _ = bn
-        result = torch.empty_like(dz)
-        launch(x, dz, _dense(z), *map(_vector, vectors), result, partials)
-    add(partials, dw)
-    return dw, result
+        z, dz = (None, None) if bn is None else (_dense(z), torch.empty_like(grad))
+        launch(x, grad, z, *map(_vector, vectors), dz, partials)
+    merge(partials, dw)
+    return dw if bn is None else (dz, dw)
 
 
 def grouped_conv2d_backward(grad_output, x, weight, *rest):
@@ -149,22 +152,20 @@ def grouped_conv2d_backward(grad_output, x, weight, *rest):
     problem, grad, nothing = ConvProblem.from_tensors(x, weight, *conv), _dense(grad_output), x.new_empty(0)
     return (
         _dgrad(problem, grad, weight) if output_mask[0] else nothing,
-        _wgrad(problem, grad, x, weight)[0] if output_mask[1] else nothing,
+        _wgrad(problem, grad, x, weight) if output_mask[1] else nothing,
         _sum(grad).to(x.dtype) if output_mask[2] else nothing,
     )
 
 
 def grouped_conv2d_affine_act_backward(grad_output, z, scale, shift, a, b, c, x, weight, *rest):
-    """wgrad makes dz on the way and leaves it for dgrad; where it has no such prologue, a pass of its own does."""
+    """wgrad makes dz on the way, or a pass of its own does, and dgrad reads it."""
     *conv, activation, output_mask = rest
-    problem, nothing = ConvProblem.from_tensors(x, weight, *conv), x.new_empty(0)
-    if output_mask[1] and configs_wgrad.has_prologue(problem):
-        bn = (z, scale, shift, a, b, c, activation)
-        dw, dz = _wgrad(problem, _dense(grad_output), x, weight, bn)
+    problem, dw = ConvProblem.from_tensors(x, weight, *conv), x.new_empty(0)
+    if output_mask[1]:
+        dz, dw = _wgrad(problem, grad_output, x, weight, (z, scale, shift, a, b, c, activation))
     else:
         dz, _ = affine_act_backward(grad_output, z, scale, shift, a, b, c, None, activation, (True, False))
-        dw = _wgrad(problem, dz, x, weight)[0] if output_mask[1] else nothing
-    return _dgrad(problem, dz, weight) if output_mask[0] else nothing, dw
+    return _dgrad(problem, dz, weight) if output_mask[0] else x.new_empty(0), dw
 
 
 def _sum(grad):

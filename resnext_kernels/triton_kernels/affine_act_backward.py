@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .epilogue import masked_grad
+from .epilogue import bn_backward, masked_grad
 
 
 @triton.jit(do_not_specialize=["n_rows", "vectors"])
@@ -28,7 +28,7 @@ def affine_act_backward_kernel(
     g = masked_grad(tl.load(grad + place, live, other=0.0).to(tl.float32), pre, ACTIVATION)
     if dz is not None:
         by_z, constant = tl.load(b + at, at < channels, other=0.0), tl.load(c + at, at < channels, other=0.0)
-        result = tl.fma(g, tl.load(a + at, at < channels, other=0.0), tl.fma(values, by_z, constant))
+        result = bn_backward(g, values, tl.load(a + at, at < channels, other=0.0), by_z, constant)
         tl.store(dz + place, result.to(dz.dtype.element_ty), live)
     if dresidual is not None:
         tl.store(dresidual + place, g.to(dresidual.dtype.element_ty), live)

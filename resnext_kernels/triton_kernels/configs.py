@@ -170,8 +170,13 @@ def strided_grid(problem: ConvProblem) -> tuple[int, int, int, int, int]:
 
 
 def gather(problem: ConvProblem) -> dict[str, int]:
-    """The constants of gather_kernel that say what a tile is; none is larger than a group needs."""
-    blocks, groups = _GATHER[bits(problem)], problem.groups
+    """The constants of gather_kernel that say what a tile is."""
+    return at_most(_GATHER[bits(problem)], problem)
+
+
+def at_most(blocks: dict[str, int], problem: ConvProblem) -> dict[str, int]:
+    """The blocks, of which none is larger than a group needs."""
+    groups = problem.groups
     needed = dict(BM=blocks["BM"], BN=problem.c_out // groups, BK=problem.c_in // groups)
     return {name: min(size, max(16, 2 ** math.ceil(math.log2(needed[name])))) for name, size in blocks.items()}
 

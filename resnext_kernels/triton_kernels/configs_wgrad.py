@@ -1,88 +1,123 @@
-"""How wgrad is laid out: its splits, and with them its sums, are the problem's alone, whatever the GPU."""
+"""How wgrad is laid out on its kernels: its tiles, and its splits, which are the problem's alone as configs.py says."""
 
 import math
 
 from ..problem import ConvProblem
 from . import configs
 
-_PROGRAMS_WANTED, _FEWEST_PROGRAMS = 512, 132
-_LONGEST_CHAIN = 8192  # products that one sum of a program adds
-_MOST_PARTIALS = 0.1  # of the bytes of x and dz, where there are programs enough
-# Positions of a tile, channels of a program.
-_TILES = {
-    "narrow 16 s1 wgrad": (32, 64), "middle 16 s1 wgrad": (16, 64), "narrow 16 s2 wgrad": (16, 64),
-    "middle 16 s2 wgrad": (16, 64), "narrow 32 s1 wgrad": (16, 32), "middle 32 s1 wgrad": (16, 32),
-    "narrow 32 s2 wgrad": (16, 32), "middle 32 s2 wgrad": (16, 32),
-}  # fmt: skip
+_MOST_PRODUCTS = 8192  # of a sum in float32, whose error grows with them
+_PROGRAMS_WANTED = 512
+_FEWEST_PROGRAMS = 132
+_FEWEST_ROWS = 4
+_ROWS_BESIDE = 6  # that a walk down one strip takes longer by: what chunks share, and the first loads
+_VECTOR = 8  # channels that are loaded together
+# Positions of dz of a tile, and parts of packs of a program.
+_TILES = {"narrow 16": (32, 4), "middle 16": (16, 4), "narrow 32": (16, 4), "middle 32": (16, 2)}
+_GATHER = {16: dict(BM=64, BN=128, BK=64), 32: dict(BM=32, BN=64, BK=64)}
+
+
+def form(problem: ConvProblem) -> str:
+    """As configs.form, but no pairs: a product takes 16 output channels at least."""
+    return configs.form(problem).replace("pairs", "narrow")
 
 
 def key(problem: ConvProblem) -> str:
-    """Packs hold 16 channels or 32."""
-    name = configs.form(problem)
-    if name == "gather":
-        return f"gather {configs.bits(problem)} wgrad"
-    return f"{'narrow' if name == 'pairs' else name} {configs.bits(problem)} s{problem.stride[0]} wgrad"
+    name = f"{form(problem)} {configs.bits(problem)}"
+    return name if form(problem) == "gather" else f"{name} s{problem.stride[0]}"
 
 
-def has_prologue(problem: ConvProblem) -> bool:
-    """Sums of 32 channels or addresses of partial packs leave no registers for it; the general form reads dz often."""
-    return key(problem).startswith("narrow") and not _is_partial(pack(problem))
+def config(architecture: int, problem: ConvProblem, with_dz: bool) -> configs.Config:
+    names = [f"{key(problem)} wgrad"]
+    if form(problem) != "gather" and _is_uneven(pack(problem)["GI"], pack(problem)["GO"]):
+        names.insert(0, f"{names[-1]} uneven")
+    if with_dz:
+        names.insert(0, f"{key(problem)} wgrad dz")
+    return configs.row(architecture, *names)
 
 
-def _is_partial(made) -> bool:
-    return made["GI"] < made["KC"] or made["GO"] < made["NC"] * made["PARTS"]
+def makes_dz(problem: ConvProblem) -> bool:
+    """Whether BatchNorm's backward is a prologue: in float32 products take longer than a pass over the images does."""
+    return form(problem) != "gather" and configs.bits(problem) == 16
+
+
+def _is_uneven(inner: int, outer: int) -> bool:
+    """Of packs whose channels are not whole vectors: their addresses take more registers."""
+    return inner % _VECTOR != 0 or outer % _VECTOR != 0
 
 
 def pack(problem: ConvProblem) -> dict[str, int]:
-    """The constants of wgrad_kernel that say what a pack is; GI and KC are x's channels, GO and NC dz's."""
-    wide, groups = configs.WIDTHS[key(problem).split()[0]], problem.groups
-    c_in, c_out = problem.c_in // groups, problem.c_out // groups
-    together = wide // max(c_in, c_out)
-    tile, channels = _TILES[key(problem)]
-    inner, outer = together * c_in, together * c_out
-    # A warp has the nine sums of a product: more than 16 by 32 are too many for its registers.
-    made = dict(CIN=c_in, COUT=c_out, GI=inner, GO=outer, KC=16 if inner <= 16 else 32, NC=16,
-                PACKS=channels // wide, PARTS=math.ceil(outer / 16))  # fmt: skip
-    return dict(made, TILE=16 if _is_partial(made) else tile)
-
-
-def _splits_wanted(problem: ConvProblem, programs: int) -> int:
-    """Of `programs` programs each."""
-    oh, ow = problem.output_size
-    values = problem.n * (problem.c_in * problem.h * problem.w + problem.c_out * oh * ow)
-    weights = problem.c_out * (problem.c_in // problem.groups) * math.prod(problem.kernel)
-    by_bytes = int(_MOST_PARTIALS * values * problem.dtype.itemsize / (4 * weights))
-    most = max(by_bytes, math.ceil(_FEWEST_PROGRAMS / programs))
-    return min(math.ceil(_PROGRAMS_WANTED / programs), most)
-
-
-def grid(problem: ConvProblem) -> tuple[int, int, int, int, int, int]:
-    """(positions, blocks of packs, splits along strips, strips of each, chunks of rows, rows of a chunk)."""
-    made, (oh, ow), dilation = pack(problem), problem.output_size, problem.dilation[0]
-    positions = problem.n * ow
-    strips, reach = math.ceil(positions / made["TILE"]), math.ceil(oh / dilation)
-    blocks = math.ceil(problem.c_out / (made["PACKS"] * made["GO"]))
-    wanted = _splits_wanted(problem, blocks * dilation)
-    # Of strips first: chunks of rows load the rows between them twice.
-    each = max(1, math.ceil(strips / wanted))
-    chunks = min(math.ceil(wanted / max(1, math.ceil(strips / each))), max(1, reach // configs.FEWEST_ROWS))
-    rows = min(math.ceil(reach / chunks), _LONGEST_CHAIN // made["TILE"])
-    each = min(each, _LONGEST_CHAIN // (made["TILE"] * rows))
-    return positions, blocks, math.ceil(strips / each), each, math.ceil(reach / rows) * dilation, rows
-
-
-def gather(problem: ConvProblem) -> tuple[dict[str, int], int, int, int]:
-    """(The constants of wgrad_gather_kernel, its programs of a tap and split, splits, blocks of positions of each)."""
-    blocks = configs.gather(problem)
+    """The constants of wgrad_rows_kernel that say what a pack is."""
+    wide = configs.WIDTHS[form(problem)]
     c_in, c_out = problem.c_in // problem.groups, problem.c_out // problem.groups
-    programs = problem.groups * math.ceil(c_out / blocks["BN"]) * math.ceil(c_in / blocks["BK"])
-    tiles = math.ceil(problem.n * math.prod(problem.output_size) / blocks["BM"])
-    splits = _splits_wanted(problem, programs * math.prod(problem.kernel))
-    steps = max(1, min(math.ceil(tiles / splits), _LONGEST_CHAIN // blocks["BM"]))
-    return blocks, programs, math.ceil(tiles / steps), steps
+    together = wide // max(c_in, c_out)
+    inner, outer = together * c_in, together * c_out
+    tile, parts = _TILES[f"{form(problem)} {configs.bits(problem)}"]
+    if _is_uneven(inner, outer):
+        tile = 16
+    of_pack = math.ceil(outer / 16)
+    return dict(GI=inner, GO=outer, KC=16 if inner <= 16 else 32, PARTS=of_pack, PACKS=parts // of_pack, TILE=tile)
 
 
-def config(architecture: int, problem: ConvProblem) -> configs.Config:
-    name = key(problem)
-    is_partial = not name.startswith("gather") and _is_partial(pack(problem))
-    return configs.row(architecture, *((f"{name} partial", name) if is_partial else (name,)))
+def gather(problem: ConvProblem) -> dict[str, int]:
+    """The constants of wgrad_gather_kernel that say what a tile is."""
+    return configs.at_most(_GATHER[configs.bits(problem)], problem)
+
+
+def merge(splits: int) -> dict[str, int]:
+    """The constants of wgrad_merge_kernel: a few splits of many weights side by side, or many of a few."""
+    beside = min(64, 2 ** math.ceil(math.log2(max(splits, 1))))
+    return dict(SPLITS=beside, BLOCK=min(512, 2048 // beside))
+
+
+def elements(problem: ConvProblem) -> int:
+    return problem.c_out * problem.c_in // problem.groups * math.prod(problem.kernel)
+
+
+def rows_grid(problem: ConvProblem) -> tuple[int, int, int, int, int, int]:
+    """(positions, strips of a walk, walks, blocks of packs, chunks of rows, rows of a chunk) of wgrad_rows_kernel."""
+    made, dilation, (oh, ow) = pack(problem), problem.dilation[0], problem.output_size
+    blocks = math.ceil(problem.c_out / (made["PACKS"] * made["GO"]))
+    positions, reach = problem.n * ow, math.ceil(oh / dilation)
+    strips, most_rows = math.ceil(positions / made["TILE"]), _MOST_PRODUCTS // made["TILE"]
+
+    fewest_parts = math.ceil(reach / most_rows)
+
+    def choices():
+        for parts in range(fewest_parts, max(reach // _FEWEST_ROWS, fewest_parts) + 1):
+            rows = math.ceil(reach / parts)
+            chunks, reads = math.ceil(reach / rows) * dilation, (problem.stride[0] + 1) * rows + _ROWS_BESIDE
+            for each in range(1, max(min(strips, most_rows // rows), 1) + 1):
+                walks = math.ceil(strips / each)
+                cost = _cost(problem, blocks, walks * chunks, each * reads, strips * chunks * reads)
+                yield cost, walks * chunks, walks, each, chunks, rows
+
+    _, _, walks, each, chunks, rows = min(choices())
+    return positions, each, walks, blocks, chunks, rows
+
+
+def gather_grid(problem: ConvProblem) -> tuple[int, int, int, int]:
+    """(positions, programs of a split, splits, blocks of positions of each) of wgrad_gather_kernel."""
+    blocks, groups, (oh, ow) = gather(problem), problem.groups, problem.output_size
+    outs, inners = problem.c_out // groups / blocks["BN"], problem.c_in // groups / blocks["BK"]
+    programs = groups * math.ceil(outs) * math.ceil(inners) * math.prod(problem.kernel)
+    positions = problem.n * oh * ow
+    steps = math.ceil(positions / blocks["BM"])
+
+    def choices():
+        for each in range(1, max(min(steps, _MOST_PRODUCTS // blocks["BM"]), 1) + 1):
+            splits = math.ceil(steps / each)
+            yield _cost(problem, programs, splits, each, steps), splits, each
+
+    _, splits, each = min(choices())
+    return positions, programs, splits, each
+
+
+def _cost(problem: ConvProblem, programs: int, splits: int, longest: int, total: int) -> tuple[int, int, float]:
+    """What is worse the greater it is, the first first, of so many splits of so many programs each.
+
+    No multiprocessor is to be without work; partial sums are to take up to a tenth of what the images do; and the time
+    is to be short: that of the `longest` program or that of the `total` of a split's, of those that run side by side.
+    """
+    fewest, small = math.ceil(_FEWEST_PROGRAMS / programs), problem.bytes // (10 * 4 * elements(problem))
+    time = max(longest, total * programs / _PROGRAMS_WANTED)
+    return max(fewest - splits, 0), max(splits - small, 0), time

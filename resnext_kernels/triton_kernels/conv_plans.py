@@ -1,6 +1,6 @@
-"""Which kernel makes a convolution's forward, dgrad or wgrad, on which grid.
+"""Which kernel makes a convolution's forward or dgrad, on which grid.
 
-A plan of the first two is (prepare the weight, the launch, the number of tiles); forward launches take x, the weight,
+A plan is (prepare the weight, the launch, the number of tiles); forward launches take x, the weight,
 scale, shift, y and partial statistics, those of dgrad dz, the weight and dx.
 """
 
@@ -8,12 +8,10 @@ import math
 
 import torch
 
-from . import configs, configs_wgrad
+from . import configs
 from .grouped_conv2d import prepack_kernel, rows_kernel
 from .grouped_conv2d_dgrad_strided import dgrad_strided_kernel
 from .grouped_conv2d_gather import gather_kernel
-from .grouped_conv2d_wgrad import wgrad_kernel, wgrad_sum_kernel
-from .grouped_conv2d_wgrad_gather import wgrad_gather_kernel
 from .launch import Launch, aligned
 
 
@@ -32,15 +30,6 @@ def dgrad(problem, architecture):
     else:
         prepare, launch, tiles = _by_rows(configs.transposed(problem), architecture, "identity", turned=True)
     return prepare, lambda dz, weight, dx: launch(dz, weight, None, None, dx, None), tiles
-
-
-def wgrad(problem, architecture, activation, strides):
-    """(The launch of partial sums, how many there are of each weight, the launch that adds them to dw of `strides`)."""
-    if configs.form(problem) == "gather":
-        launch, splits = wgrad_by_gather(problem, architecture)
-    else:
-        launch, splits = wgrad_by_rows(problem, architecture, activation)
-    return launch, splits, wgrad_sum(problem, splits, strides)
 
 
 def prepack(problem, pack, blocks, turned=False, spread=1):
@@ -121,44 +110,3 @@ def _gather(problem, output_size, config, way, activation, phases=(1, 1)):
         ACTIVATION=activation, PHASES_H=phases[0], PHASES_W=phases[1], STEP_H=steps[0], STEP_W=steps[1], **blocks,
     )  # fmt: skip
     return launch, tiles
-
-
-def wgrad_by_rows(problem, architecture, activation):
-    """(The launch, its splits): the launch takes x, dy, z, the vectors, dz and partial sums."""
-    config, made = configs_wgrad.config(architecture, problem), configs_wgrad.pack(problem)
-    positions, blocks, splits, strips, chunks, rows = configs_wgrad.grid(problem)
-    (cin_vectors, vi), (cout_vectors, vo) = configs.vectors(problem.c_in), configs.vectors(problem.c_out)
-    integers = (positions, problem.h, problem.w, *problem.output_size, cin_vectors, cout_vectors, rows,
-                *problem.padding, blocks, strips)  # fmt: skip
-    launch = Launch(
-        wgrad_kernel, (blocks * splits, chunks, 1), integers, config.warps, config.stages, VI=vi, VO=vo,
-        STRIDE=problem.stride[0], DILATION=problem.dilation[0], ACTIVATION=activation, **made,
-    )  # fmt: skip
-    return launch, splits * chunks
-
-
-def wgrad_by_gather(problem, architecture):
-    """The same of wgrad_gather_kernel, whose launch takes x, dz and partial sums."""
-    config, (blocks, programs, splits, steps) = (
-        configs_wgrad.config(architecture, problem),
-        configs_wgrad.gather(problem),
-    )
-    (cin_vectors, vi), (cout_vectors, vo) = configs.vectors(problem.c_in), configs.vectors(problem.c_out)
-    (oh, ow), taps = problem.output_size, math.prod(problem.kernel)
-    integers = (
-        problem.n * oh * ow, problem.h, problem.w, oh, ow, cin_vectors, cout_vectors, *problem.stride,
-        *problem.padding, *problem.dilation, problem.kernel[1], taps, steps,
-    )  # fmt: skip
-    launch = Launch(
-        wgrad_gather_kernel, (programs, splits * taps, 1), integers, config.warps, config.stages, VI=vi, VO=vo,
-        CIN=problem.c_in // problem.groups, COUT=problem.c_out // problem.groups, **blocks,
-    )  # fmt: skip
-    return launch, splits
-
-
-def wgrad_sum(problem, splits, strides):
-    """The launch that adds splits' sums to dw of the given strides."""
-    c_in, taps = problem.c_in // problem.groups, math.prod(problem.kernel)
-    weights = problem.c_out * c_in * taps
-    grid = math.ceil(weights / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
-    return Launch(wgrad_sum_kernel, grid, (splits, weights, c_in, taps, strides[1], strides[3]), **configs.MERGE)

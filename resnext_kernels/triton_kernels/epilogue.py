@@ -79,10 +79,9 @@ def masked_grad(grad, pre, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def through_batch_norm(grad, z, vectors, ACTIVATION: tl.constexpr):
-    """a * g + b * z + c, g = grad * act'(scale * z + shift); `vectors` are scale, shift, a, b, c."""
-    g = masked_grad(grad, tl.fma(z, vectors[0], vectors[1]), ACTIVATION)
-    return tl.fma(g, vectors[2], tl.fma(z, vectors[3], vectors[4]))
+def bn_backward(g, z, a, b, c):
+    """a * g + b * z + c: the gradient of BatchNorm's input z."""
+    return tl.fma(g, a, tl.fma(z, b, c))
 
 
 @triton.jit

@@ -1,31 +1,29 @@
-"""wgrad of grouped 3x3 convolutions, NHWC, of up to 32 channels a group: a program walks down rows of dz and x.
+"""wgrad of grouped 3x3 convolutions, NHWC, of up to 32 channels a group: a program walks down rows of x and of dz.
 
-A program has TILE columns of flattened (image, column) positions of dz, PACKS packs of whole groups, a chunk of rows,
-and several strips one after the other. Each row of x is loaded once for each of its 3 shifts and meets the rows of dz
-of the taps that it is under, which are kept from the steps before: nine sums of products over positions, which stay in
-registers until the end. Which programs there are, the problem alone decides; their sums are added in a fixed order.
+A program has PACKS packs, a chunk of dz's rows, and some strips of TILE flattened (image, column) positions of dz that
+it walks one after the other. A pack is one or more whole groups, of up to KC input channels and PARTS times 16 output
+channels. A row of x is loaded once for each of its 3 shifts and meets the 3 rows of dz that it is under the taps of:
+the newest is loaded, the others are kept. The 9 sums, of 16 output times KC input channels for each part of a pack,
+stay in registers to the end, when what lies within groups is stored, for a second kernel to add the splits.
 """
 
 import triton
 import triton.language as tl
 
-from .epilogue import ordered_sum, through_batch_norm
+from .epilogue import bn_backward, load_vector, masked_grad, ordered_sum
 
 
 @triton.jit
-def _load_x(x, offsets, step, live, is_row):
-    """The shifts of one row of x, each of (packs, TILE, KC); zeros outside the image."""
-    return (
-        tl.load(x + offsets, live[0] & is_row, other=0.0),
-        tl.load(x + step + offsets, live[1] & is_row, other=0.0),
-        tl.load(x + 2 * step + offsets, live[2] & is_row, other=0.0),
-    )
+def _load_row(x, offsets, step, live, is_row):
+    """The 3 shifts of one row of x, each of (parts, TILE, K); zeros outside the image."""
+    first = tl.load(x + offsets, live[0] & is_row, other=0.0)
+    second = tl.load(x + step + offsets, live[1] & is_row, other=0.0)
+    return first, second, tl.load(x + 2 * step + offsets, live[2] & is_row, other=0.0)
 
 
 @triton.jit
 def _plus_products(sums, dz, row):
-    """The sums of one row of taps, (packs, NC, KC) each."""
-    dz = tl.trans(dz, 0, 2, 1)
+    """The sums of one row of taps, each of (parts, N, K); dz is (parts, N, TILE)."""
     return (
         tl.dot(dz, row[0], sums[0], input_precision="ieee"),
         tl.dot(dz, row[1], sums[1], input_precision="ieee"),
@@ -34,110 +32,114 @@ def _plus_products(sums, dz, row):
 
 
 @triton.jit
-def _store_sums(place, sums, tap, live):
-    """The three of one row of taps, `tap` elements apart."""
-    tl.store(place, sums[0], live)
-    tl.store(place + tap, sums[1], live)
-    tl.store(place + 2 * tap, sums[2], live)
+def _bits(values):
+    if values.dtype.primitive_bitwidth == 16:
+        return values.to(tl.int16, bitcast=True)
+    else:
+        return values.to(tl.int32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["n_positions", "h", "w", "oh", "ow", "cin_vectors", "cout_vectors", "rows", "pad_h",
-                               "pad_w", "blocks", "strips"])  # fmt: skip
-def wgrad_kernel(
-    x, dy, z, scale, shift, a, b, c, dz, partials, n_positions, h, w, oh, ow, cin_vectors, cout_vectors, rows, pad_h,
-    pad_w, blocks, strips,
+@triton.jit
+def _store_sums(partials, sums, tap_size, live):
+    tl.store(partials, sums[0], live)
+    tl.store(partials + tap_size, sums[1], live)
+    tl.store(partials + 2 * tap_size, sums[2], live)
+
+
+@triton.jit(do_not_specialize=["n_positions", "h", "w", "oh", "ow", "cin_vectors", "cout_vectors", "rows", "strips",
+                               "pad_h", "pad_w", "blocks"])  # fmt: skip
+def wgrad_rows_kernel(
+    x, grad, z, scale, shift, a, b, c, dz, partials, n_positions, h, w, oh, ow, cin_vectors, cout_vectors, rows,
+    strips, pad_h, pad_w, blocks,
     VI: tl.constexpr, VO: tl.constexpr, CIN: tl.constexpr, COUT: tl.constexpr, GI: tl.constexpr, GO: tl.constexpr,
-    KC: tl.constexpr, NC: tl.constexpr, PACKS: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr,
-    STRIDE: tl.constexpr, DILATION: tl.constexpr, ACTIVATION: tl.constexpr,
+    KC: tl.constexpr, PARTS: tl.constexpr, PACKS: tl.constexpr, TILE: tl.constexpr, STRIDE: tl.constexpr,
+    DILATION: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """partials (split, tap, C_out, C_in/groups) of x and dy; with z, dy is y's gradient, and dz is made and stored.
+    """partials (split, tap, C_out, C_in/groups); grad is dz or, with z, the gradient of which dz is made and stored.
 
-    A program has `strips` strips of TILE positions; its rows of dz are DILATION apart, as in rows_kernel. A product
-    has NC of the GO channels that a pack has of dz, the PARTS-th part of them.
+    C_in = cin_vectors * VI and C_out = cout_vectors * VO, which tells the compiler how far addresses are aligned.
     """
+    N: tl.constexpr = 16
     c_in, c_out = cin_vectors * VI, cout_vectors * VO
-    block, split = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    block, walk = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    # The rows of dz of a program are DILATION apart, so that they share rows of x.
     first = tl.program_id(1) // DILATION * rows * DILATION + tl.program_id(1) % DILATION
-    pack = tl.arange(0, PACKS * PARTS)[:, None, None]
-    part, pack = pack % PARTS * NC, pack // PARTS
-    k, n = tl.arange(0, KC)[None, None, :], part + tl.arange(0, NC)[None, None, :]
-    ci, co = (block * PACKS + pack) * GI + k, (block * PACKS + pack) * GO + n
+    part = tl.arange(0, PACKS * PARTS)[:, None, None]
+    pack = block * PACKS + part // PARTS
+    k, n = tl.arange(0, KC)[None, None, :], part % PARTS * N + tl.arange(0, N)[None, :, None]
+    ci, co = pack * GI + k, pack * GO + n
     ci_live, co_live = (k < GI) & (ci < c_in), (n < GO) & (co < c_out)
-    if z is not None:
-        vectors = (
-            tl.load(scale + co, co_live, other=0.0), tl.load(shift + co, co_live, other=0.0),
-            tl.load(a + co, co_live, other=0.0), tl.load(b + co, co_live, other=0.0),
-            tl.load(c + co, co_live, other=0.0),
-        )  # fmt: skip
 
-    nothing = tl.zeros((PACKS * PARTS, NC, KC), tl.float32)
-    top, middle, bottom = (nothing, nothing, nothing), (nothing, nothing, nothing), (nothing, nothing, nothing)
+    zeros = tl.zeros((PACKS * PARTS, N, KC), tl.float32)
+    top, middle, bottom = (zeros, zeros, zeros), (zeros, zeros, zeros), (zeros, zeros, zeros)
     lead: tl.constexpr = 2 if STRIDE == 1 else 1
-    for strip in range(split * strips, (split + 1) * strips):
+    for strip in range(walk * strips, walk * strips + strips):
         image0 = strip * TILE // ow
         position = strip * TILE + tl.arange(0, TILE)
         image = position // ow
-        column = (position - image * ow)[None, :, None]
-        image = (image - image0)[None, :, None]
-        is_position = (position < n_positions)[None, :, None]
-        dz_live = is_position & co_live
-        dz_offsets = (image * oh * ow + column) * c_out + co
-        dz_base, x_base = image0.to(tl.int64) * oh * ow * c_out, image0.to(tl.int64) * h * w * c_in
-        x_column = column * STRIDE - pad_w
-        x_offsets = (image * h * w + x_column) * c_in + ci
-        x_live = is_position & ci_live
+        column = position - image * ow
+        image -= image0
+        is_position = position < n_positions
+        x_column = (column * STRIDE - pad_w)[None, :, None]
+        x_offsets = (image[None, :, None] * h * w + x_column) * c_in + ci
+        x_live = is_position[None, :, None] & ci_live
         live = (
             x_live & (x_column >= 0) & (x_column < w),
             x_live & (x_column + DILATION >= 0) & (x_column + DILATION < w),
             x_live & (x_column + 2 * DILATION >= 0) & (x_column + 2 * DILATION < w),
         )
-        above = tl.zeros((PACKS * PARTS, TILE, NC), dy.dtype.element_ty)
-        before = tl.zeros((PACKS * PARTS, TILE, NC), dy.dtype.element_ty)
+        dz_offsets = (image * oh * ow + column)[None, None, :] * c_out + co
+        dz_live = is_position[None, None, :] & co_live
+        images = image0.to(tl.int64)
+        # The rows of dz of the two steps before.
+        newer = tl.zeros((PACKS * PARTS, N, TILE), x.dtype.element_ty)
+        oldest = _bits(newer)
         for i in range(rows + lead):
-            out_row = first + i * DILATION
-            place = dz_base + out_row * ow * c_out
-            is_live = dz_live & (i < rows) & (out_row < oh)
-            current = tl.load(dy + place + dz_offsets, is_live, other=0.0)
+            dz_row = first + i * DILATION
+            is_dz = dz_live & (i < rows) & (dz_row < oh)
+            place = images * oh * ow * c_out + dz_row * ow * c_out + dz_offsets
+            row = tl.load(grad + place, is_dz, other=0.0)
             if z is not None:
-                values = tl.load(z + place + dz_offsets, is_live, other=0.0).to(tl.float32)
-                made = through_batch_norm(current.to(tl.float32), values, vectors, ACTIVATION)
-                current = tl.where(is_live, made, 0.0).to(dy.dtype.element_ty)
-                tl.store(dz + place + dz_offsets, current, is_live)
-            in_row = out_row * STRIDE - pad_h
-            from_x = x + x_base + in_row * w * c_in
-            row = _load_x(from_x, x_offsets, DILATION * c_in, live, (in_row >= 0) & (in_row < h))
-            top = _plus_products(top, current, row)
+                # Loaded anew: they would take more registers than there are.
+                values = tl.load(z + place, is_dz, other=0.0).to(tl.float32)
+                pre = tl.fma(values, load_vector(scale, co, co_live), load_vector(shift, co, co_live))
+                by_grad, by_z = load_vector(a, co, co_live), load_vector(b, co, co_live)
+                g = masked_grad(row.to(tl.float32), pre, ACTIVATION)
+                made = bn_backward(g, values, by_grad, by_z, load_vector(c, co, co_live))
+                row = tl.where(is_dz, made, 0.0).to(x.dtype.element_ty)
+                tl.store(dz + place, row, is_dz)
+            x_row = dz_row * STRIDE - pad_h
+            x_place = x + images * h * w * c_in + x_row * w * c_in
+            above = _load_row(x_place, x_offsets, DILATION * c_in, live, (x_row >= 0) & (x_row < h))
+            top = _plus_products(top, row, above)
             if STRIDE == 1:
-                middle = _plus_products(middle, before, row)
-                bottom = _plus_products(bottom, above, row)
+                middle = _plus_products(middle, newer, above)
+                bottom = _plus_products(bottom, oldest.to(x.dtype.element_ty, bitcast=True), above)
+                # As other bits: what is handed on unchanged for two steps keeps triton from pipelining the loads.
+                oldest = _bits(newer)
             else:
-                bottom = _plus_products(bottom, before, row)
-                row = _load_x(from_x + w * c_in, x_offsets, c_in, live, (in_row + 1 >= 0) & (in_row + 1 < h))
-                middle = _plus_products(middle, current, row)
-            # By a choice, as triton does not pipeline loops that hand a value on unchanged.
-            above, before = tl.where(i <= rows, before, 0.0), current
+                below = _load_row(x_place + w * c_in, x_offsets, c_in, live, (x_row >= -1) & (x_row < h - 1))
+                middle = _plus_products(middle, row, below)
+                bottom = _plus_products(bottom, newer, above)
+            newer = row
 
-    n, k = part + tl.arange(0, NC)[None, :, None], tl.arange(0, KC)[None, None, :]
-    co = (block * PACKS + pack) * GO + n
-    live = (n < GO) & (k < GI) & (n // COUT == k // CIN) & (co < c_out)
-    tap = c_out * CIN
-    split = (split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    place = partials + split * 9 * tap + co * CIN + k % CIN
-    _store_sums(place, top, tap, live)
-    _store_sums(place + 3 * tap, middle, tap, live)
-    _store_sums(place + 6 * tap, bottom, tap, live)
+    split = walk * tl.num_programs(1) + tl.program_id(1)
+    tap_size = c_out * CIN
+    partials += split.to(tl.int64) * 9 * tap_size + (co * CIN + k % CIN)
+    live = co_live & ci_live & (n // COUT == k // CIN)
+    _store_sums(partials, top, tap_size, live)
+    _store_sums(partials + 3 * tap_size, middle, tap_size, live)
+    _store_sums(partials + 6 * tap_size, bottom, tap_size, live)
 
 
-@triton.jit(do_not_specialize=["splits", "n_weights", "cin", "tap_stride", "channel_stride", "taps"])
-def wgrad_sum_kernel(
-    partials, dw, splits, n_weights, cin, taps, channel_stride, tap_stride,
-    TILES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+@triton.jit(do_not_specialize=["splits", "taps", "c_out", "c_in", "in_stride", "tap_stride"])
+def wgrad_merge_kernel(
+    partials, dw, splits, taps, c_out, c_in, in_stride, tap_stride, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """dw (C_out, C_in/groups, taps), of any strides of the latter two, from (splits, taps, C_out, C_in/groups)."""
-    at = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    live = at < n_weights
-    total = ordered_sum(partials + at, splits, n_weights, live, TILES, BLOCK_CHANNELS)
-    each = n_weights // taps
-    tap, out, channel = at // each, at % each // cin, at % cin
-    place = out * cin * taps + channel * channel_stride + tap * tap_stride
-    tl.store(dw + place, total.to(dw.dtype.element_ty), live)
+    """dw (c_out, c_in, taps), the latter two of any strides, of partials (split, tap, c_out, c_in)."""
+    size = taps * c_out * c_in
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = ordered_sum(partials + at, splits, size, at < size, SPLITS, BLOCK)
+    tap, out, inner = at // c_in // c_out, at // c_in % c_out, at % c_in
+    place = out * c_in * taps + inner * in_stride + tap * tap_stride
+    tl.store(dw + place, total.to(dw.dtype.element_ty), at < size)

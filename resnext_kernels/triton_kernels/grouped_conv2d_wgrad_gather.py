@@ -1,6 +1,6 @@
-"""wgrad of any grouped convolution, NHWC: for each group and tap a product over positions of dz and gathered pixels.
+"""wgrad of any grouped convolution, NHWC: for each group and tap a product of dz with gathered pixels of x.
 
-For what grouped_conv2d_wgrad.py is not made for, as grouped_conv2d_gather.py.
+For what grouped_conv2d_wgrad.py is not made for: more than 32 channels a group, other kernels, strides and dilations.
 """
 
 import triton
@@ -8,39 +8,46 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["n_positions", "h", "w", "oh", "ow", "cin_vectors", "cout_vectors", "stride_h",
-                               "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "kernel_w", "taps",
+                               "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "kernel_h", "kernel_w",
                                "steps"])  # fmt: skip
 def wgrad_gather_kernel(
     x, dz, partials, n_positions, h, w, oh, ow, cin_vectors, cout_vectors, stride_h, stride_w, pad_h, pad_w,
-    dilation_h, dilation_w, kernel_w, taps, steps,
+    dilation_h, dilation_w, kernel_h, kernel_w, steps,
     VI: tl.constexpr, VO: tl.constexpr, CIN: tl.constexpr, COUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """partials (split, tap, C_out, C_in/groups), of `steps` blocks of BM positions a split."""
+    """partials (split, tap, C_out, C_in/groups): BN output times BK input channels, over steps * BM positions.
+
+    Programs that read the same pixels are neighbours in the grid.
+    """
     c_in, c_out = cin_vectors * VI, cout_vectors * VO
-    of_n: tl.constexpr = (COUT + BN - 1) // BN
-    of_k: tl.constexpr = (CIN + BK - 1) // BK
-    tap, split = tl.program_id(1) % taps, tl.program_id(1) // taps
-    group = tl.program_id(0) // (of_n * of_k)
-    n = tl.program_id(0) // of_k % of_n * BN + tl.arange(0, BN)
-    k = tl.program_id(0) % of_k * BK + tl.arange(0, BK)
+    outs: tl.constexpr = (COUT + BN - 1) // BN
+    inners: tl.constexpr = (CIN + BK - 1) // BK
+    taps = kernel_h * kernel_w
+    tap, block = tl.program_id(0) % taps, tl.program_id(0) // taps
+    group = block // (outs * inners)
+    m = tl.arange(0, BM)
+    out = block // inners % outs * BN + tl.arange(0, BN)
+    inner = block % inners * BK + tl.arange(0, BK)
+    at = group * COUT + out
     down, right = tap // kernel_w * dilation_h - pad_h, tap % kernel_w * dilation_w - pad_w
-    image0 = split * steps * BM // (oh * ow)
-    x += image0.to(tl.int64) * h * w * c_in + group * CIN
-    dz += (split * steps).to(tl.int64) * BM * c_out + group * COUT
 
     total = tl.zeros((BN, BK), tl.float32)
-    for step in range(steps):
-        m = step * BM + tl.arange(0, BM)
-        position = split * steps * BM + m
+    for i in range(steps):
+        first = (tl.program_id(1) * steps + i) * BM
+        position = first + m
+        image0 = first // (oh * ow)
+        image = position // (oh * ow) - image0
+        row, column = position // ow % oh * stride_h + down, position % ow * stride_w + right
         is_position = position < n_positions
-        image, row, column = position // (oh * ow) - image0, position // ow % oh, position % ow
-        top, left = row * stride_h + down, column * stride_w + right
-        inside = is_position & (top >= 0) & (top < h) & (left >= 0) & (left < w)
-        place = ((image * h + top) * w + left)[:, None] * c_in + k[None, :]
-        values = tl.load(x + place, inside[:, None] & (k < CIN)[None, :], other=0.0)
-        grads = tl.load(dz + m[None, :] * c_out + n[:, None], is_position[None, :] & (n < COUT)[:, None], other=0.0)
+        inside = is_position & (row >= 0) & (row < h) & (column >= 0) & (column < w)
+        pixels = (image * h + row) * w + column
+        place = image0.to(tl.int64) * h * w * c_in + (pixels[:, None] * c_in + (group * CIN + inner)[None, :])
+        values = tl.load(x + place, inside[:, None] & (inner < CIN)[None, :], other=0.0)
+        place = first.to(tl.int64) * c_out + (m[None, :] * c_out + at[:, None])
+        grads = tl.load(dz + place, is_position[None, :] & (out < COUT)[:, None], other=0.0)
         total = tl.dot(grads, values, total, input_precision="ieee")
-    each = c_out * CIN
-    place = (split * taps + tap).to(tl.int64) * each + (group * COUT + n)[:, None] * CIN + k[None, :]
-    tl.store(partials + place, total, (n < COUT)[:, None] & (k < CIN)[None, :])
+
+    slice_ = tl.program_id(1).to(tl.int64) * taps + tap
+    place = slice_ * c_out * CIN + (at[:, None] * CIN + inner[None, :])
+    tl.store(partials + place, total, (out < COUT)[:, None] & (inner < CIN)[None, :])
