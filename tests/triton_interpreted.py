@@ -6,11 +6,14 @@ races, no layouts, no spills, nothing of tensor cores' accumulation, and it take
 (K < 16). bfloat16 is left out: arithmetic on it is garbage there, and stores truncate; triton_aot.py compiles it.
 """
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
+from torch import nn
 
 import resnext_kernels as rk
 from resnext_kernels import backends
@@ -215,6 +218,49 @@ def test_what_is_not_finite_stays_at_its_channels():
         meant = torch.zeros_like(different)
         meant[(slice(8, 16), 1) if image is x else channel] = True
         assert torch.equal(different, meant)
+
+
+BACKWARD = ("grouped_conv2d_backward", "grouped_conv2d_affine_act_backward")
+
+
+@pytest.mark.parametrize("text", WITH_BN)
+def test_backward(text):
+    problem = _problem(text, _dtype(text))
+    for op in BACKWARD:
+        assert exact.mismatch(op, problem, "triton") is None
+        _check(verify(op, problem, "triton", activation="silu"))
+
+
+def test_of_backward_what_is_asked_for():
+    problem = _problem("n2_c16_h5_w6_g2", torch.float16)
+    for op, n in zip(BACKWARD, (3, 2), strict=True):
+        *args, mask = cases.make(op, problem, integers=True)
+        everything = getattr(triton, op)(*args, [True] * n)
+        for asked in range(n):
+            results = getattr(triton, op)(*args, [each == asked for each in range(n)])
+            for i, (result, whole) in enumerate(zip(results, everything, strict=True)):
+                assert torch.equal(result, whole) if i == asked else result.numel() == 0
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_swapped_block(stride, frozen):
+    """All of a training step is the kernels', against the block as it was in float64."""
+    shortcut = nn.Sequential(nn.Conv2d(32, 64, 1, stride, bias=False), nn.BatchNorm2d(64))
+    block = torchvision.models.resnet.Bottleneck(32, 16, stride, shortcut, groups=4).train(not frozen)
+    block = block.to(memory_format=torch.channels_last)
+    exact_block, swapped = copy.deepcopy(block).double(), rk.swap(block)
+    x = torch.randn(2, 32, 9, 11).to(memory_format=torch.channels_last)
+    results = []
+    for each, own in ((swapped, x.clone()), (exact_block, x.double())):
+        own.requires_grad_()
+        with rk.use_backend("triton", "aten"), rk.backends.record() as ran:
+            y = each(own)
+            results.append((y, *torch.autograd.grad(y.square().sum(), [own, *each.parameters()])))
+        assert {name for _, _, name in ran} == ({"triton"} if each is swapped else set())
+    for result, expected in zip(*results, strict=True):
+        # Sums of up to 400 terms of either sign, rounded a few times: their largest has the scale of all.
+        assert (result.double() - expected).abs().max() <= 2**-24 * 400 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
