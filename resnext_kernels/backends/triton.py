@@ -12,12 +12,12 @@ from ..triton_kernels import configs, configs_wgrad
 from ..triton_kernels.launch import Launch, aligned
 
 NAME, DEVICE = "triton", "cuda"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = 80
 
 
 @lru_cache
-def _is_installed() -> bool:
+def is_installed() -> bool:
     try:
         return importlib.util.find_spec("triton") is not None
     except ValueError:  # of a module that is marked as missing
@@ -25,7 +25,7 @@ def _is_installed() -> bool:
 
 
 def missing():
-    if not _is_installed():
+    if not is_installed():
         return "no triton: pip install triton"
     return None if torch.cuda.is_available() else "no CUDA device that torch can use"
 
@@ -45,7 +45,7 @@ def unsupported_reasons(op, problem) -> list[str]:
     reasons = [missing()] if missing() else []
     if problem.device != DEVICE:
         reasons.append(f"runs on {DEVICE} tensors, got {problem.device}")
-    if problem.dtype not in _DTYPES:
+    if problem.dtype not in DTYPES:
         reasons.append(f"takes float32, bfloat16 and float16, got {problem.dtype}")
     if problem.layout != "nhwc":
         reasons.append("takes channels_last images, got NCHW: x.to(memory_format=torch.channels_last)")
