@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ class _Kernel:
     """In the place of a kernel and of what compiling it gives: calls are recorded."""
 
     arg_names = ["x", "y", "n", "FIRST", "SECOND"]
+    function, packed_metadata = "function", "metadata"
 
     def __init__(self, calls, compiled=None):
         self.calls, self.compiled = calls, compiled
@@ -87,15 +89,28 @@ class _Kernel:
 
         return run
 
+    def run(self, *args):
+        self.calls.append(args)
 
-def test_a_second_launch_goes_by_what_the_first_compiled():
+
+@needs_triton
+def test_a_second_launch_goes_by_what_the_first_compiled(monkeypatch):
+    import triton as installed
+
+    driver = SimpleNamespace(get_current_stream=lambda device: f"stream of {device}")
+    monkeypatch.setattr(type(installed.runtime.driver), "active", driver)
     first, second = [], []
     launch = Launch(_Kernel(first, _Kernel(second)), (2, 1, 1), (7,), warps=8, stages=2, SECOND="b", FIRST="a")
     x = torch.zeros(1)
     launch(x, None)
     assert first == [((2, 1, 1), (x, None, 7), dict(FIRST="a", SECOND="b", num_warps=8, num_stages=2))] and not second
     launch(x, None)
-    assert len(first) == 1 and second == [((2, 1, 1), (x, None, 7, "a", "b"), {})]
+    run = 2, 1, 1, "stream of -1", "function", "metadata", None, None, None, x, None, 7, "a", "b"
+    assert len(first) == 1 and second == [run]
+    with monkeypatch.context() as profiled:
+        profiled.setattr(installed.knobs.runtime.launch_enter_hook, "calls", [print])
+        launch(x, None)  # by triton's own way, which tells profilers
+    assert len(first) == 1 and second[1:] == [((2, 1, 1), (x, None, 7, "a", "b"), {})]
     launch(x, x)  # of another signature
     assert len(first) == 2
     Launch(_Kernel(first), (0, 1, 1), (7,), FIRST="a", SECOND="b")(x, None)  # of nothing

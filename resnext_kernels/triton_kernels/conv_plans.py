@@ -6,8 +6,6 @@ scale, shift, y and partial statistics, those of dgrad dz, the weight and dx.
 
 import math
 
-import torch
-
 from . import configs, configs_wgrad
 from .grouped_conv2d import prepack_kernel, rows_kernel
 from .grouped_conv2d_dgrad_strided import dgrad_strided_kernel
@@ -54,7 +52,7 @@ def prepack(problem, pack, blocks, turned=False, spread=1):
 
 def _preparation(launch, size):
     def prepare(weight):
-        packed = torch.empty(size, dtype=weight.dtype, device=weight.device)
+        packed = weight.new_empty(size)
         launch(aligned(weight.contiguous()), packed)
         return packed
 
