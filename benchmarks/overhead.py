@@ -1,11 +1,16 @@
 """What a call costs before any arithmetic: microseconds on a tiny input, without gradients.
 
 Each call of ours is held against the plain PyTorch that it stands for; `auto` and `cpu` are ways of use_backend. A
-figure is the least of several means over many calls: whatever else the machine does only ever adds.
+figure is the least of several means over many calls: whatever else the machine does only ever adds. Launches of Triton
+kernels are timed without a GPU, everything but the driver's part of them (triton_launch.py).
 """
 
+import json
+import subprocess
+import sys
 import timeit
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +21,7 @@ from torch import nn
 import resnext_kernels as rk
 
 MUST_US, GOAL_US = 10, 5  # more than plain PyTorch
+LAUNCH_GOAL_US = 3
 C, GROUPS, REPEATS = 128, 32, 5
 EMPTY, CONV, CONV_BN_ACT, BLOCK = "empty call", "F.conv2d", "F.conv2d, F.batch_norm, relu_", "Bottleneck"
 
@@ -28,7 +34,10 @@ def jobs(options) -> dict:
     if options.quick:
         options.calls = min(options.calls, 20)
     sizes = {f"{size}x{size}": size for size in (2, 1)}
-    return {name: partial(measure, size, options.calls) for name, size in sizes.items() if options.only in name}
+    rows = {name: partial(measure, size, options.calls) for name, size in sizes.items()}
+    if rk.backends.triton.is_installed():
+        rows["triton"] = partial(triton_launches, options.calls)
+    return {name: job for name, job in rows.items() if options.only in name}
 
 
 def functions(size) -> tuple[dict, dict]:
@@ -99,6 +108,15 @@ def measure(size, calls) -> list[dict]:
     return rows
 
 
+def triton_launches(calls) -> list[dict]:
+    """In a process of its own, whose driver is a stand-in."""
+    command = [sys.executable, Path(__file__).with_name("triton_launch.py"), str(calls)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"triton_launch.py, which needs triton and a C compiler:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def verdict(difference_us) -> str:
     return "goal" if difference_us <= GOAL_US else "must" if difference_us <= MUST_US else "miss"
 
@@ -113,5 +131,7 @@ def report(rows, console) -> None:
         compared = ("", "", "")
         if "plain" in row:
             compared = row["plain"], f"{row['difference_us']:+.1f}", verdict(row["difference_us"])
+        elif row["name"].startswith("Launch"):
+            compared = f"goal: {LAUNCH_GOAL_US}", "", "goal" if row["us"] <= LAUNCH_GOAL_US else "miss"
         table.add_row(row["input"], row["name"], row["backend"], f"{row['us']:.1f}", *compared)
     console.print(table)

@@ -1,5 +1,6 @@
 """Checks and descriptions that are the same for the same signature are done once."""
 
+import contextlib
 from functools import lru_cache
 
 import torch
@@ -17,9 +18,22 @@ def memoised(function, *signature):
     return function(*signature)
 
 
-@lru_cache(maxsize=8192, typed=True)
-def _cache(function, *signature):
-    return function(*signature)
+def make_cache():
+    return lru_cache(maxsize=8192, typed=True)(lambda function, *signature: function(*signature))
+
+
+_cache = make_cache()
+
+
+@contextlib.contextmanager
+def using(cache):
+    """Within the block `memoised` looks up in a cache of make_cache, and in no other."""
+    global _cache
+    before, _cache = _cache, cache
+    try:
+        yield
+    finally:
+        _cache = before
 
 
 def is_unhashable(error: TypeError) -> bool:

@@ -107,15 +107,22 @@ def file_name(device: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-')}.json"
 
 
-def check_writable() -> None:
+def check_writable(subfolder: str = "") -> None:
     """Raises OSError now, rather than after the measuring."""
     try:
-        folder().mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder()).close()
+        (folder() / subfolder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder() / subfolder).close()
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"tables: expected a folder to write to, got {error}; name one in RESNEXT_KERNELS_TABLES"
         ) from error
+
+
+def write(path: Path, table: dict) -> None:
+    """Whoever reads meanwhile sees the old table or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as partial:
+        partial.write(json.dumps(table, indent=1) + "\n")
+    os.replace(partial.name, path)
 
 
 def save(device: str, rows: dict[str, dict], provenance: dict) -> Path:
@@ -127,10 +134,7 @@ def save(device: str, rows: dict[str, dict], provenance: dict) -> Path:
         before = json.loads(path.read_text())["rows"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none yet
         before = {}
-    table = {"device": device, "provenance": provenance, "rows": {**before, **rows}}
-    with tempfile.NamedTemporaryFile("w", dir=folder(), suffix=".partial", delete=False) as partial:
-        partial.write(json.dumps(table, indent=1) + "\n")
-    os.replace(partial.name, path)  # whoever reads meanwhile sees the old table or the new one
+    write(path, {"device": device, "provenance": provenance, "rows": {**before, **rows}})
     load()
     return path
 

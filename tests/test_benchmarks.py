@@ -68,6 +68,16 @@ def test_overhead_is_over_the_plain_call(reports):
     assert all(row["difference_us"] == pytest.approx(row["us"] - plain[row["plain"]]) for row in compared)
 
 
+def test_overhead_of_triton_launches(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import overhead
+
+    us = {row["name"]: row["us"] for row in overhead.triton_launches(20)}
+    assert 0 < us["Launch, rows_kernel"] < us["backend, grouped_conv2d_affine_act"]
+    assert 0 < us["Launch, affine_act_kernel"] < us["backend, affine_act"] < us["op, affine_act"]
+
+
 @pytest.fixture
 def goals(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))

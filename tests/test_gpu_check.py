@@ -69,6 +69,12 @@ def test_every_part_of_a_stage_has_rows(dry):
     contests = {(row["contest"], row["pass"]) for row in rows["speed"] if "pass" in row}
     assert {("all", "forward"), ("all", "dgrad"), ("all", "wgrad"), ("compile", "train")} <= contests
     assert {row["mode"] for row in rows["models"]} == {"eager", "profile", "compiled", "eager beside compiled"}
+    # A column for each of ours, and for the others.
+    ours = {row["way"] for row in rows["speed"] if row.get("ours")}
+    assert {row["backend"] for row in rows["numerics"]} == ours == {"cpu", "reference"}
+    assert {row["backend"] for row in rows["hazards"] if "backend" in row} == ours
+    forward = {row["way"] for row in rows["speed"] if row.get("pass") == "forward"}
+    assert forward == ours | {"cudnn nchw", "cudnn nhwc", "copy"}
     rates = {row["rate"] for row in rows["rates"]}
     assert {"copy torch", "copy plain kernel", "read", "mma m16n8k16 bf16", "mma m16n8k8 fp16", "ldmatrix x4"} <= rates
 

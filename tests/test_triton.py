@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from resnext_kernels.triton_kernels.launch import Launch
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 103, 120, 121)
-needs_triton = pytest.mark.skipif(not triton._is_installed(), reason="no triton")
+needs_triton = pytest.mark.skipif(not triton.is_installed(), reason="no triton")
 
 
 def _python(*arguments, **env):
@@ -49,7 +50,8 @@ print(json.dumps([rk.available_backends()["triton"], [m for m in sys.modules if 
 """
     reason, modules = json.loads(_python("-c", code).splitlines()[-1])
     assert "pip install triton" in reason
-    assert modules == [f"resnext_kernels.triton_kernels.{name}" for name in ("configs", "configs_wgrad", "launch")]
+    expected = ("config_tables", "configs", "configs_wgrad", "launch")
+    assert sorted(modules) == [f"resnext_kernels.triton_kernels.{name}" for name in expected]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -76,6 +78,7 @@ class _Kernel:
     """In the place of a kernel and of what compiling it gives: calls are recorded."""
 
     arg_names = ["x", "y", "n", "FIRST", "SECOND"]
+    function, packed_metadata = "function", "metadata"
 
     def __init__(self, calls, compiled=None):
         self.calls, self.compiled = calls, compiled
@@ -87,15 +90,28 @@ class _Kernel:
 
         return run
 
+    def run(self, *args):
+        self.calls.append(args)
 
-def test_a_second_launch_goes_by_what_the_first_compiled():
+
+@needs_triton
+def test_a_second_launch_goes_by_what_the_first_compiled(monkeypatch):
+    import triton as installed
+
+    driver = SimpleNamespace(get_current_stream=lambda device: f"stream of {device}")
+    monkeypatch.setattr(type(installed.runtime.driver), "active", driver)
     first, second = [], []
     launch = Launch(_Kernel(first, _Kernel(second)), (2, 1, 1), (7,), warps=8, stages=2, SECOND="b", FIRST="a")
     x = torch.zeros(1)
     launch(x, None)
     assert first == [((2, 1, 1), (x, None, 7), dict(FIRST="a", SECOND="b", num_warps=8, num_stages=2))] and not second
     launch(x, None)
-    assert len(first) == 1 and second == [((2, 1, 1), (x, None, 7, "a", "b"), {})]
+    run = 2, 1, 1, "stream of -1", "function", "metadata", None, None, None, x, None, 7, "a", "b"
+    assert len(first) == 1 and second == [run]
+    with monkeypatch.context() as profiled:
+        profiled.setattr(installed.knobs.runtime.launch_enter_hook, "calls", [print])
+        launch(x, None)  # by triton's own way, which tells profilers
+    assert len(first) == 1 and second[1:] == [((2, 1, 1), (x, None, 7, "a", "b"), {})]
     launch(x, x)  # of another signature
     assert len(first) == 2
     Launch(_Kernel(first), (0, 1, 1), (7,), FIRST="a", SECOND="b")(x, None)  # of nothing
@@ -107,7 +123,7 @@ def _every_problem():
     texts = ["n2_c12_h5_g2_k5", "n1_c64_h9_g8_d3_p3", "n1_c64_h9_g1_s2", "n1_c64_o8_h9_g4", "n1_c64_h9_g32_s2_d2",
              "n1_c7_h3_g7"]  # fmt: skip
     each = [*named, *map(ConvProblem.parse, texts)]
-    return [replace(problem, dtype=dtype, layout="nhwc") for problem in each for dtype in triton._DTYPES]
+    return [replace(problem, dtype=dtype, layout="nhwc") for problem in each for dtype in triton.DTYPES]
 
 
 def test_every_problem_has_a_configuration_and_a_tile_that_fits_it():

@@ -9,6 +9,7 @@ races, no layouts, no spills, nothing of tensor cores' accumulation, and it take
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ import torchvision
 from torch import nn
 
 import resnext_kernels as rk
-from resnext_kernels import backends
+from resnext_kernels import backends, tuning
 from resnext_kernels.backends import triton
 from resnext_kernels.problem import ConvProblem
 from resnext_kernels.testing import cases, exact, gates
 from resnext_kernels.testing.verify import judge, verify
-from resnext_kernels.triton_kernels import configs, configs_wgrad
+from resnext_kernels.triton_kernels import config_tables, configs, configs_wgrad
 
 DTYPES = (torch.float32, torch.float16)
 # Every form; widths that fill a pack and that do not; C_out of more and of less than C_in; tiles that images share, are
@@ -345,6 +346,20 @@ def test_a_misaligned_or_strided_input():
         expected = torch.nn.functional.conv2d(part.double(), weight.double(), padding=1, groups=4)
         with rk.use_backend("triton"):
             assert torch.equal(rk.functional.grouped_conv2d(part, weight, padding=1, groups=4).double(), expected)
+
+
+def test_tune(monkeypatch):
+    """The real kernels, which the interpreter gives the same bits and no meaningful time."""
+    monkeypatch.setattr(tuning, "WARPS", (2,))
+    monkeypatch.setattr(tuning, "STAGES", (1,))
+    monkeypatch.setattr(tuning.timing, "interleave", partial(tuning.timing.interleave, rounds=2, budget_s=0.1))
+    rows = tuning.rows(tuning.problems(["n1_c16_h5_g4_s2", "n1_c16_h5_g4"]))
+    for names, jobs in rows.items():
+        outcome = tuning.tune(names, jobs)
+        assert outcome.best in tuning.candidates(names) and not outcome.dropped
+        tuning.save(outcome, "tune")
+    read = {"narrow 32 s2", "pairs 32 s2 dgrad", "narrow 32 s2 wgrad", "pairs 32 s1", "narrow 32 s1 wgrad"}
+    assert set(config_tables.users(90)) == read and len(rows[("pairs 32 s1",)]) == 2
 
 
 DEFECTS = {

@@ -12,12 +12,12 @@ from ..triton_kernels import configs, configs_wgrad
 from ..triton_kernels.launch import Launch, aligned
 
 NAME, DEVICE = "triton", "cuda"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = 80
 
 
 @lru_cache
-def _is_installed() -> bool:
+def is_installed() -> bool:
     try:
         return importlib.util.find_spec("triton") is not None
     except ValueError:  # of a module that is marked as missing
@@ -25,7 +25,7 @@ def _is_installed() -> bool:
 
 
 def missing():
-    if not _is_installed():
+    if not is_installed():
         return "no triton: pip install triton"
     return None if torch.cuda.is_available() else "no CUDA device that torch can use"
 
@@ -45,7 +45,7 @@ def unsupported_reasons(op, problem) -> list[str]:
     reasons = [missing()] if missing() else []
     if problem.device != DEVICE:
         reasons.append(f"runs on {DEVICE} tensors, got {problem.device}")
-    if problem.dtype not in _DTYPES:
+    if problem.dtype not in DTYPES:
         reasons.append(f"takes float32, bfloat16 and float16, got {problem.dtype}")
     if problem.layout != "nhwc":
         reasons.append("takes channels_last images, got NCHW: x.to(memory_format=torch.channels_last)")
@@ -75,7 +75,9 @@ def _vector(vector):
 def _plan(problem, architecture, activation):
     from ..triton_kernels import conv_plans
 
-    return conv_plans.forward(problem, architecture, activation)
+    # What torch.empty makes of channels_last, in less time.
+    (n, c, h, w) = shape = problem.output_shape
+    return *conv_plans.forward(problem, architecture, activation), shape, (h * w * c, 1, w * c, c)
 
 
 def _dgrad_plan(problem, architecture):
@@ -87,8 +89,8 @@ def _dgrad_plan(problem, architecture):
 def _run(x, weight, scale, shift, conv, activation, with_stats=False):
     """(y, the tiles' partial statistics or None.)"""
     problem = ConvProblem.from_tensors(x, weight, *conv)
-    prepare, launch, tiles = memoised(_plan, problem, architecture(x.device.index), activation)
-    y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    prepare, launch, tiles, shape, strides = memoised(_plan, problem, architecture(x.device.index), activation)
+    y = x.new_empty_strided(shape, strides)
     partials = _partials(y, tiles) if with_stats else None
     launch(_dense(x), prepare(weight), _vector(scale), _vector(shift), y, partials)
     return y, partials
@@ -120,11 +122,9 @@ def _dgrad(problem, dz, weight):
 
 
 def _wgrad_plan(problem, architecture, strides, activation):
-    from ..triton_kernels import wgrad_plans
+    from ..triton_kernels import conv_plans
 
-    if configs.form(problem) == "gather":
-        return wgrad_plans.by_gather(problem, architecture, strides)
-    return wgrad_plans.by_rows(problem, architecture, strides, activation)
+    return conv_plans.wgrad(problem, architecture, strides, activation)
 
 
 def _wgrad(problem, grad, x, weight, bn=None):

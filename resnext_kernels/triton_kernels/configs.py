@@ -1,17 +1,15 @@
 """How a problem is laid out on the kernels: what the problem alone decides, and what the architecture adds.
 
 The first gives the tiles, and with them the tiles of statistics: results do not depend on a measurement. The second
-is data, in configs.json: for an architecture (major * 10 + minor; else the next lower one that has a row) the warps and
-pipeline stages of a form, at a number of bits an element and a stride.
+is data, in the tables of config_tables.py: for an architecture (major * 10 + minor) the warps and pipeline stages of a
+form, at a number of bits an element and a stride.
 """
 
-import json
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import replace
 
 from ..problem import ConvProblem
+from .config_tables import Config, row
 
 _PROGRAMS_WANTED = 2048
 FEWEST_ROWS = 14
@@ -33,18 +31,6 @@ AFFINE_ACT = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64)
 STATS = dict(BLOCK_ROWS=64, BLOCK_CHANNELS=64, LANES=16)
 REDUCE = dict(BLOCK_ROWS=32, BLOCK_CHANNELS=64)
 MERGE = dict(TILES=64, BLOCK_CHANNELS=32)
-
-
-@dataclass(frozen=True)
-class Config:
-    warps: int
-    stages: int
-
-
-@lru_cache
-def table() -> dict[int, dict[str, Config]]:
-    rows = json.loads(Path(__file__).with_name("configs.json").read_text())["rows"]
-    return {int(name): {key: Config(*values) for key, values in each.items()} for name, each in rows.items()}
 
 
 def bits(problem: ConvProblem) -> int:
@@ -76,15 +62,6 @@ def config(architecture: int, problem: ConvProblem) -> Config:
 
 def strided_config(architecture: int, problem: ConvProblem) -> Config:
     return row(architecture, strided_key(problem))
-
-
-def row(architecture: int, *names: str) -> Config:
-    """Of the first name that there is a row of."""
-    for name in names:
-        known = [each for each, rows in table().items() if each <= architecture and name in rows]
-        if known:
-            return table()[max(known)][name]
-    raise KeyError(f"configs.json: expected a row of {names[-1]} for {architecture} or lower")
 
 
 def vectors(channels: int) -> tuple[int, int]:

@@ -17,9 +17,8 @@ def activate(v, ACTIVATION: tl.constexpr):
 @triton.jit
 def load_vector(vector, at, live):
     """A vector of one value a channel, or None, by the channels `at`."""
-    if vector is None:
-        return None
-    else:
+    # Without an else: triton 3.6 cannot return None where it is said.
+    if vector is not None:
         return tl.load(vector + at, live, other=0.0)
 
 

@@ -134,7 +134,9 @@ def rows_kernel(
     top = load_weight(packed, block, 0, shifts, PACKS, K, N)
     middle = load_weight(packed, block, 1, shifts, PACKS, K, N)
     bottom = load_weight(packed, block, 2, shifts, PACKS, K, N)
-    scales, shifts = load_vector(scale, co, co_live), load_vector(shift, co, co_live)
+    # One by one: tuples of triton 3.6 hold no None.
+    scales = load_vector(scale, co, co_live)
+    shifts = load_vector(shift, co, co_live)
 
     if partials is not None:
         # A thread keeps LANES of the tile's columns apart until the end: sums over the rest need no other thread.

@@ -23,21 +23,36 @@ class Launch:
         self._kernel, self._grid, self._integers = kernel, grid, integers
         self._constants = {name: constants[name] for name in names}
         self._options = dict(num_warps=warps, num_stages=stages)
+        self._is_empty = 0 in grid
         self._compiled = {}
 
     def __call__(self, *tensors):
         """The kernel's first arguments, None for those that it is to do without: always the same ones."""
-        if 0 in self._grid:
+        if self._is_empty:
             return
-        device = tensors[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
+        first = tensors[0]
+        device = first.get_device()  # -1 of the CPU, in the interpreter
+        if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self(*tensors)
-        which = (device.index, tensors[0].dtype, *(tensor is None for tensor in tensors))
-        compiled = self._compiled.get(which)
-        if compiled is None:
-            kernel = self._kernel[self._grid]
-            # None in the interpreter.
-            self._compiled[which] = kernel(*tensors, *self._integers, **self._constants, **self._options)
+        which = (device, first.dtype, *map(type, tensors))
+        known = self._compiled.get(which)
+        if known is None:
+            compiled = self._kernel[self._grid](*tensors, *self._integers, **self._constants, **self._options)
+            if compiled is not None:  # as it is in the interpreter
+                self._compiled[which] = self._looked_up(compiled)
+            return
+        # What compiled[grid] does, with what it looks up each time looked up once.
+        compiled, run, function, metadata, rest, runtime, get_stream = known
+        if runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:  # a profiler's
+            compiled[self._grid](*tensors, *rest)
         else:
-            compiled[self._grid](*tensors, *self._integers, *self._constants.values())
+            run(*self._grid, get_stream(device), function, metadata, None, None, None, *tensors, *rest)
+
+    def _looked_up(self, compiled):
+        from triton import knobs
+        from triton.runtime import driver
+
+        rest = *self._integers, *self._constants.values()
+        of_kernel = compiled, compiled.run, compiled.function, compiled.packed_metadata, rest
+        return *of_kernel, knobs.runtime, driver.active.get_current_stream

@@ -1,4 +1,4 @@
-"""Checks and measures the CUDA kernels on this machine's GPU, unattended; one short table comes last.
+"""Checks and measures the CUDA and Triton kernels on this machine's GPU, unattended; one short table comes last.
 
 Each stage has a process and a time budget of its own, and what one leaves of its budget goes to those behind it. A
 process that crashes, hangs or loses its CUDA context is started again behind the item that did it. All results go to
@@ -28,7 +28,7 @@ from .stage import POISONED, read
 
 # Stage -> (its share of the time, the seconds after which one item of it hangs).
 STAGES = {
-    "build": (140, 300), "vectors": (30, 60), "rates": (30, 60), "numerics": (80, 60), "hazards": (100, 300),
+    "build": (140, 300), "vectors": (30, 60), "rates": (30, 60), "numerics": (120, 60), "hazards": (100, 300),
     "speed": (110, 90), "models": (80, 150),
 }  # fmt: skip
 MACHINE = "machine"  # what the head of the results comes from; in the table only if it fails

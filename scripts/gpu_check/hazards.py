@@ -17,7 +17,7 @@ from resnext_kernels.testing import problems, verify
 from resnext_kernels.testing.cases import FORMATS
 from resnext_kernels.testing.verify import call
 
-from .ours import backend, claimed
+from .ours import claimed, names
 from .small_calls import arguments
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -106,7 +106,7 @@ class Calls:
                 torch.full((1 << (16 + run % 8),), float(run), device=self.device).mul_(2)
             if not _equal(self(), expected):
                 raise ArithmeticError(f"{self.op}: other bits in run {run}")
-        return {"check": "bits", "op": self.op, "runs": run + 1}
+        return {"check": "bits", "backend": self.name, "op": self.op, "runs": run + 1}
 
     def graph(self) -> dict:
         """Captured, then replayed on other values."""
@@ -131,7 +131,7 @@ class Calls:
             replay()
             if not _equal(results, self()):
                 raise ArithmeticError(f"{self.op}: a replayed graph gives other bits than a call")
-        return {"check": "graph", "op": self.op}
+        return {"check": "graph", "backend": self.name, "op": self.op}
 
     def stream(self) -> dict:
         """On a stream that is late with the values, while the default one is idle."""
@@ -148,7 +148,7 @@ class Calls:
             results = self()
         if not _equal(results, self()):
             raise ArithmeticError(f"{self.op}: other bits on a stream of its own")
-        return {"check": "stream", "op": self.op}
+        return {"check": "stream", "backend": self.name, "op": self.op}
 
 
 def beyond(op: str, problem: ConvProblem, name: str) -> dict:
@@ -167,11 +167,12 @@ def beyond(op: str, problem: ConvProblem, name: str) -> dict:
         ratio = max(ratio, verdict.ratio)
         if not verdict.passed:
             raise ArithmeticError(f"{op}: images {first}, {first + 1} of {problem.n}: {verdict}")
-    return {"check": "beyond 2^31", "op": op, "elements": x.numel(), "bytes": x.nbytes, "ratio": ratio}
+    about = {"check": "beyond 2^31", "backend": name, "op": op}
+    return about | {"elements": x.numel(), "bytes": x.nbytes, "ratio": ratio}
 
 
-def main(stage) -> str:
-    name = backend(stage.dry)
+def plan(stage, name: str) -> dict:
+    """The items of one backend."""
     small = problems.conv3x3(2, 16, 5, 4, layout="nhwc", device=stage.device)
     middle = small if stage.dry else problems.conv3x3(16, 256, 28, 32, layout="nhwc", device=stage.device)
     items = {}
@@ -183,24 +184,29 @@ def main(stage) -> str:
                 def run(op=op, problem=problem, check=check):
                     return getattr(Calls(op, problem, name), check)()
 
-                items[f"{check} {op} {problem}"] = run
+                items[f"{name} {check} {op} {problem}"] = run
     # 5376 images have more than 2^31 elements, 2700 more than 2^31 bytes.
     for n in (4,) if stage.dry else (2700, 5376):
         of = (16, 5, 4) if stage.dry else (128, 56, 32)
         problem = problems.conv3x3(n, *of, dtype=torch.bfloat16, layout="nhwc", device=stage.device)
         needed = 1.5 * problem.bytes
         if not stage.dry and torch.cuda.mem_get_info()[0] < needed:
-            stage.skip(f"beyond 2^31, {n} images", f"needs {needed / 2**30:.0f} GiB of free memory")
+            stage.skip(f"{name} beyond 2^31, {n} images", f"needs {needed / 2**30:.0f} GiB of free memory")
             continue
         for op in ("grouped_conv2d", "affine_act"):
             if op in claimed(problem, name):
-                items[f"beyond 2^31 {op} {problem}"] = lambda op=op, problem=problem: beyond(op, problem, name)
+                items[f"{name} beyond 2^31 {op} {problem}"] = lambda op=op, problem=problem: beyond(op, problem, name)
     if not items:
         stage.fail("hazards", f"{name} claims no op")
+    return items
+
+
+def main(stage) -> str:
     with tempfile.TemporaryDirectory() as folder:
         sanitizers = Sanitizers(stage, folder)
         try:
-            stage.each(items, needs_s=5)
+            for name in names(stage.dry):
+                stage.each(plan(stage, name), needs_s=5)
             stage.each({tool: lambda tool=tool: sanitizers.finish(tool) for tool in sanitizers.running})
         finally:
             sanitizers.stop()

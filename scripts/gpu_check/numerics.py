@@ -1,8 +1,12 @@
-"""Every op that the backend claims, held to float64: integers bit for bit, normals within the gates of the tests.
+"""Every op that the backends claim, held to float64: integers bit for bit, normals within the gates of the tests.
 
-Shapes are those of networks, every width of a group, and corners of tiles, in every dtype, stride and dilation.
+Shapes are those of networks, every width of a group, and corners of tiles, in every dtype, stride and dilation. While
+those of the first backend run, other processes call what the second one compiles when first called.
 """
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -10,10 +14,10 @@ import torch
 
 from resnext_kernels import backends
 from resnext_kernels.problem import ConvProblem
-from resnext_kernels.testing import exact, problems, verify
+from resnext_kernels.testing import cases, exact, problems, verify
 from resnext_kernels.testing.cases import CASES
 
-from .ours import backend, why_not
+from .ours import names, why_not
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ACTIVATIONS = ("relu", "silu", "identity")
@@ -31,6 +35,7 @@ CORNERS = (
 # Ops of several, which the backend is asked for in one.
 COMPOSED = {"bn_act": ("bn_stats", "affine_act"),
             "grouped_conv2d_bn_act": ("grouped_conv2d", "grouped_conv2d_stats", "affine_act")}  # fmt: skip
+SECOND_SHARE = 0.4  # of the time, for the second backend
 LARGE = 1 << 22  # elements; float64 takes its time
 
 
@@ -77,31 +82,79 @@ def check(op: str, problem, name: str, activations) -> dict:
             wrong += filter(None, [exact.mismatch(op, problem, name, activation=activation)])
     if wrong:
         raise Wrong("\n".join(wrong))
-    return {"op": op, "dtype": str(problem.dtype).removeprefix("torch."), "ratio": worst.ratio, "where": worst.where}
+    return {
+        "backend": name,
+        "op": op,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "ratio": worst.ratio,
+        "where": worst.where,
+    }
 
 
-def main(stage) -> str:
-    name, items, reasons = backend(stage.dry), {}, Counter()
-    missing = backends.available_backends()[name]
-    if missing != "available":
-        stage.fail(name, missing)
-        return ""
-    for shape in shapes(stage.dry, stage.device):
+def plan(name: str, dry: bool, device: str) -> tuple[dict, Counter]:
+    """(Item -> (op, problem, backend, activations), what the backend refuses.)"""
+    items, reasons = {}, Counter()
+    for shape in shapes(dry, device):
         for dtype in DTYPES:
             problem = replace(shape, dtype=dtype)
             for op in CASES:
                 if reason := refused(op, problem, name):
-                    reasons[f"{op}: {reason}"] += 1
+                    reasons[f"{name}, {op}: {reason}"] += 1
                     continue
                 one = op in WITHOUT_ACTIVATION or problem.bytes > 8 * LARGE
                 activations = ACTIVATIONS[:1] if one else ACTIVATIONS
-                items[f"{op} {problem}"] = lambda of=(op, problem, name, activations): check(*of)
+                items[f"{name} {op} {problem}"] = op, problem, name, activations
+    return items, reasons
+
+
+def warm(part: int, of: int, dry: bool):
+    """Calls every `of`-th item of the second backend, on few images, so that triton's cache has the kernels."""
+    device = "cpu" if dry else "cuda"
+    for name in names(dry)[1:]:
+        items, _ = plan(name, dry, device)
+        for op, problem, _, activations in list(items.values())[part::of]:
+            small = replace(problem, n=min(problem.n, 2))
+            for activation in activations:
+                for args in cases.variants(op, small, integers=False, activation=activation):
+                    verify.call(op, args, name)
+
+
+def start_warming(dry: bool) -> list[subprocess.Popen]:
+    count = 1 if dry else max(1, os.cpu_count() - 2)
+    command = [sys.executable, "-m", "gpu_check.numerics", str(count), *(["--dry"] if dry else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [subprocess.Popen([*command, str(part)], env=environment) for part in range(count)]
+
+
+def main(stage) -> str:
+    warming = start_warming(stage.dry)
+    try:
+        headlines = [held(stage, name, last=name == names(stage.dry)[-1]) for name in names(stage.dry)]
+    finally:
+        for process in warming:
+            process.kill()
+            process.wait()
+    return "; ".join(headlines)
+
+
+def held(stage, name: str, last: bool) -> str:
+    missing = backends.available_backends()[name]
+    if missing != "available":
+        stage.fail(name, missing)
+        return f"{name}: none"
+    items, reasons = plan(name, stage.dry, stage.device)
     for reason, count in reasons.items():
         stage.skip(reason, f"{count} problems")
-    stage.each(items)
-    if not stage.rows:
+    needs_s = 1.0 if last else max(1.0, SECOND_SHARE * stage.seconds_left())
+    stage.each({item: lambda of=of: check(*of) for item, of in items.items()}, needs_s)
+    rows = [row for row in stage.rows if row["backend"] == name]
+    if not rows:
         stage.fail("numerics", f"nothing ran on {name}: {dict(reasons)}")
-        return ""
-    ops = sorted({row["op"] for row in stage.rows})
-    worst = max(stage.rows, key=lambda row: row["ratio"])
-    return f"{len(stage.rows)} of {len(items)} held, {len(ops)} ops; closest {worst['ratio']:.2f} ({worst['op']})"
+        return f"{name}: none"
+    ops, worst = {row["op"] for row in rows}, max(rows, key=lambda row: row["ratio"])
+    return f"{name}: {len(rows)} of {len(items)}, {len(ops)} ops, closest {worst['ratio']:.2f} ({worst['op']})"
+
+
+if __name__ == "__main__":
+    count, *dry, part = sys.argv[1:]
+    warm(int(part), int(count), bool(dry))

@@ -1,13 +1,14 @@
-"""Which kernels are ours here: the backend `cuda`, or, dry, what the CPU has in its place."""
+"""Which kernels are ours here: the backends `cuda` and `triton`, or, dry, what the CPU has in their place."""
 
 from resnext_kernels import backends
 from resnext_kernels.testing import cases
 
 
-def backend(dry: bool) -> str:
+def names(dry: bool) -> tuple[str, ...]:
+    """The one that most is asked of first."""
     if not dry:
-        return "cuda"
-    return "cpu" if backends.available_backends()["cpu"] == "available" else "reference"
+        return "cuda", "triton"
+    return ("cpu", "reference") if backends.available_backends()["cpu"] == "available" else ("reference",)
 
 
 def why_not(op: str, problem, name: str) -> str | None:

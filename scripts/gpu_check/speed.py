@@ -1,10 +1,11 @@
-"""Every pass of networks' grouped layers: ours against cuDNN, eager PyTorch and torch.compile, and the memory's floor.
+"""Every pass of networks' grouped layers: ours against cuDNN, eager PyTorch, torch.compile and the memory's floor.
 
 The floor of a pass is its own bytes at the rate of a large copy in the same run. graph_us is cold and without launches,
 as clock.py says; warm_us, of batches that the L2 cache holds, is over one set of tensors; api_us is from the call, with
 what Python takes, the L2 cache overwritten before.
 """
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from resnext_kernels.testing import problems, timing
 
 from .clock import METHOD, Clock
 from .layer import PASSES, Layer
-from .ours import backend
+from .ours import names
 
 COPY_BYTES = 1 << 30
 BATCHES = (256, 32)
@@ -44,7 +45,7 @@ def networks(n: int) -> dict:
 
 class Speed:
     def __init__(self, stage):
-        self.stage, self.clock, self.name = stage, Clock(stage.dry), backend(stage.dry)
+        self.stage, self.clock, self.names = stage, Clock(stage.dry), names(stage.dry)
         self.layer = None
         size = 1 << 10 if stage.dry else COPY_BYTES
         self.copy_gb_s = 1e-3 * 2 * size / self.copy_us(2 * size)
@@ -87,6 +88,7 @@ class Speed:
                 "pass": pass_name, "way": way, "bytes": size, "graph_us": us, "floor_us": floor_us,
                 "of_copy": floor_us / us if us else None, "warm_us": warm.get(way),
                 "api_us": 1e3 * api[way].median_ms if way in api else None, "no_graph": broken.get(way),
+                "ours": way in self.names,
             })  # fmt: skip
         return rows
 
@@ -102,19 +104,19 @@ class Speed:
     def contest(self, problem, pass_name: str, about: dict) -> list[dict]:
         """Ours and what PyTorch has without a compiler."""
         layer = self._layer(problem)
-        reason, ways = layer.why_not(pass_name, self.name), layer.peers(pass_name)
-        if reason is None:
-            ways = {"ours": layer.ours(pass_name, self.name)} | ways
-        return self.pass_rows(layer, pass_name, ways, about | {"ours_lacks": reason})
+        lacks = {name: reason for name in self.names if (reason := layer.why_not(pass_name, name))}
+        ways = self._ours(layer, pass_name) | layer.peers(pass_name)
+        return self.pass_rows(layer, pass_name, ways, about | {"ours_lacks": lacks})
+
+    def _ours(self, layer, pass_name: str) -> dict:
+        return {name: layer.ours(pass_name, name) for name in self.names if not layer.why_not(pass_name, name)}
 
     def compiled(self, problem, pass_name: str, about: dict) -> list[dict]:
         """torch.compile and ours in the same minute."""
         layer = self._layer(problem)
         torch.compiler.reset()
         ways = {"compile nhwc": layer.compiled(pass_name, "nhwc", "eager" if self.stage.dry else "inductor")}
-        if layer.why_not(pass_name, self.name) is None:
-            ways["ours"] = layer.ours(pass_name, self.name)
-        return self.pass_rows(layer, pass_name, ways, about)
+        return self.pass_rows(layer, pass_name, ways | self._ours(layer, pass_name), about)
 
 
 def plan(speed: Speed) -> list[tuple[dict, float]]:
@@ -153,8 +155,8 @@ def main(stage) -> str:
     for items, needs_s in plan(speed):
         stage.each(items, 0 if stage.dry else needs_s)
     rows = [row for row in stage.rows if "pass" in row]
-    report(rows)
-    return headline(rows, speed.copy_gb_s)
+    report(rows, speed.names)
+    return headline(rows, speed)
 
 
 def _by_case(rows) -> dict:
@@ -166,48 +168,50 @@ def _by_case(rows) -> dict:
     return cases
 
 
-def _times(ways: dict) -> tuple[float | None, float | None]:
-    """(Ours, the best of the others), in a graph if all could be captured in one."""
+def _times(ways: dict) -> tuple[dict, float | None]:
+    """(Each of ours, the best of the others), in a graph if all could be captured in one."""
     ways = {way: row for way, row in ways.items() if way != "copy"}
     measure = "graph_us" if all(row["graph_us"] for row in ways.values()) else "api_us"
     times = {way: row[measure] for way, row in ways.items() if row[measure]}
-    ours = times.pop("ours", None)
-    return ours, min(times.values(), default=None)
+    peers = [us for way, us in times.items() if not ways[way]["ours"]]
+    return {way: us for way, us in times.items() if ways[way]["ours"]}, min(peers, default=None)
 
 
-def report(rows) -> None:
+def report(rows, names) -> None:
     """Into the log."""
-    table = Table(title="microseconds, in a graph where all could be captured, cold; ours over a large copy's rate")
+    table = Table(title="microseconds, in a graph where all could be captured, cold; over a large copy's rate")
     for title in ("network", "layer", "batch", "pass", "rivals"):
         table.add_column(title)
-    for title in ("ours", "best of them", "ratio", "floor", "of copy", "API"):
+    of_each = [title for name in names for title in (name, "ratio", "of copy", "API")]
+    for title in ("best other", "floor", *of_each):
         table.add_column(title, justify="right")
-    for (network, layer, batch, pass_name, contest), ways in _by_case(rows).items():
-        us, peer = _times(ways)
-        row = ways.get("ours", ways["copy"])
-        floor = row["floor_us"]
-        ratio, of_copy = peer / us if us and peer else None, floor / us if us else None
-        numbers = (us, peer, ratio, floor, of_copy, row["api_us"])
-        shown = [f"{number:.2f}" if number else "-" for number in numbers]
-        table.add_row(network, layer, str(batch), pass_name, contest, *shown)
-    Console(width=150).print(table)
+    for case, ways in _by_case(rows).items():
+        ours, peer = _times(ways)
+        floor = ways["copy"]["floor_us"]
+        numbers = [peer, floor]
+        for name in names:
+            us = ours.get(name)
+            ratios = (peer / us if peer else None, floor / us) if us else (None, None)
+            numbers += [us, *ratios, ways[name]["api_us"] if name in ways else None]
+        table.add_row(*map(str, case), *(f"{number:.2f}" if number else "-" for number in numbers))
+    Console(width=180).print(table)
 
 
-def headline(rows, copy_gb_s) -> str:
+def headline(rows, speed) -> str:
     """Of the first network in its largest batch."""
-    cases, first = _by_case(rows), rows[0] if rows else None
-    if first is None:
+    if not rows:
         return "no row"
-    parts = [f"{len(cases)} passes, copy {copy_gb_s:.0f} GB/s, {first['network']} batch {first['batch']}"]
-    for pass_name in ("forward", "eval", "train"):
+    first, cases = rows[0], _by_case(rows)
+    parts = [f"{len(cases)} passes, copy {speed.copy_gb_s:.0f} GB/s, {first['network']} batch {first['batch']}"]
+    for name, pass_name in itertools.product(speed.names, ("forward", "eval", "train")):
         ratios, of_copy = [], []
-        for (network, _, batch, name, contest), ways in cases.items():
-            us, peer = _times(ways)
+        for (network, _, batch, passes, contest), ways in cases.items():
+            ours, peer = _times(ways)
             wanted = (first["network"], first["batch"], pass_name, "all")
-            if (network, batch, name, contest) == wanted and us and peer:
-                ratios.append(peer / us)
-                of_copy.append(ways["ours"]["floor_us"] / us)
+            if (network, batch, passes, contest) == wanted and peer and name in ours:
+                ratios.append(math.log(peer / ours[name]))
+                of_copy.append(ways["copy"]["floor_us"] / ours[name])
         if ratios:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            parts.append(f"{pass_name} {mean:.2f}x, {min(of_copy):.0%} to {max(of_copy):.0%} of copy")
+            mean = math.exp(sum(ratios) / len(ratios))
+            parts.append(f"{name} {pass_name} {mean:.2f}x, {min(of_copy):.0%} to {max(of_copy):.0%} of copy")
     return "; ".join(parts)
