@@ -50,7 +50,7 @@ def test_matrix_instructions(usages):
     for name, usage in usages.items():
         convolution = not name.startswith("images") and "prepack" not in name and "merge" not in name
         kinds = {"none"} if "fp32" in name or not convolution else {"mma.sync"}
-        if name.startswith("wide") and kinds == {"mma.sync"}:
+        if re.match(r"wide\b", name) and kinds == {"mma.sync"}:
             kinds = {{90: "wgmma", 100: "tcgen05.mma"}.get(_architecture(name), "mma.sync")}
         assert usage.mma in kinds, name
 

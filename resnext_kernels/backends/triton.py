@@ -255,7 +255,7 @@ def _reduce_plan(shape, activation):
     tiles = math.ceil(down / steps)
     constants = dict(VEC=vec, ACTIVATION=activation, **configs.REDUCE)
     launch = Launch(tile_sums_kernel, (tiles * across, 1, 1), (pixels, vectors, steps), **constants)
-    grid = math.ceil(shape[1] / configs.MERGE["BLOCK_CHANNELS"]), 1, 1
+    grid = math.ceil(shape[1] / configs.MERGE["BLOCK_CHANNELS"]), 2, 1
     return launch, Launch(sum_kernel, grid, (tiles, shape[1]), **configs.MERGE), tiles
 
 

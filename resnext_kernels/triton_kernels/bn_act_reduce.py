@@ -47,10 +47,11 @@ def tile_sums_kernel(
 def sum_kernel(
     partials, sum_g, sum_g_xhat, tiles, channels, TILES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """Of all tiles, of which each has (sum g, sum g * xhat)."""
+    """Of all tiles, of which each has (sum g, sum g * xhat): the second dimension of the grid says which of the two."""
     at = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    live = at < channels
-    first = ordered_sum(partials + at, tiles, 2 * channels, live, TILES, BLOCK_CHANNELS)
-    second = ordered_sum(partials + channels + at, tiles, 2 * channels, live, TILES, BLOCK_CHANNELS)
-    tl.store(sum_g + at, first, live)
-    tl.store(sum_g_xhat + at, second, live)
+    which, live = tl.program_id(1), at < channels
+    total = ordered_sum(partials + which * channels + at, tiles, 2 * channels, live, TILES, BLOCK_CHANNELS)
+    if which == 0:
+        tl.store(sum_g + at, total, live)
+    else:
+        tl.store(sum_g_xhat + at, total, live)

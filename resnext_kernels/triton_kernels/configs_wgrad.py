@@ -28,10 +28,10 @@ def key(problem: ConvProblem) -> str:
 
 def config(architecture: int, problem: ConvProblem, with_dz: bool) -> configs.Config:
     names = [f"{key(problem)} wgrad"]
-    if form(problem) != "gather" and _is_uneven(pack(problem)["GI"], pack(problem)["GO"]):
-        names.insert(0, f"{names[-1]} uneven")
     if with_dz:
-        names.insert(0, f"{key(problem)} wgrad dz")
+        names.insert(0, f"{names[-1]} dz")
+    if form(problem) != "gather" and _is_uneven(pack(problem)["GI"], pack(problem)["GO"]):
+        names = [*(f"{name} uneven" for name in names), *names]
     return configs.row(architecture, *names)
 
 
