@@ -19,12 +19,15 @@ ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "resnext_kernels/triton_kernels"
 TESTS = "tests/triton_interpreted.py"
 CONVOLUTIONS = "test_exact or test_gates or test_nothing or test_dgrad"
+BACKWARD = "wgrad or test_backward or of_backward or channels"
 IMAGES = "test_images or test_many or test_stat or test_the_var or test_of_the"
 SUBJECTS = {
-    "epilogue": f"{CONVOLUTIONS} or {IMAGES}",
+    "epilogue": f"{CONVOLUTIONS} or {IMAGES} or {BACKWARD}",
     "grouped_conv2d": CONVOLUTIONS,
     "grouped_conv2d_gather": CONVOLUTIONS,
     "grouped_conv2d_dgrad_strided": "test_dgrad or test_nothing",
+    "grouped_conv2d_wgrad": BACKWARD,
+    "grouped_conv2d_wgrad_gather": BACKWARD,
     "bn_stats": f"test_gates or {IMAGES}",
     "affine_act": IMAGES,
     "affine_act_backward": IMAGES,
