@@ -14,9 +14,10 @@ from resnext_kernels.testing.verify import call, judge, verify
 
 OPS = ("affine_act_backward", "bn_act_reduce")
 # Channels that are whole vectors, of one block and of several, and not; planes of less than a vector, of windows that
-# end with them and that do not, of several to a tile and of several tiles; rows of one tile and of several.
+# end with them and that do not, of several to a tile and of several tiles, with the last of all cut, too; rows of one
+# tile and of several.
 SIZES = ["n2_c5_h7_w9", "n1_c64_h8", "n3_c24_h5", "n1_c1_h3", "n2_c200_h4_w6", "n3_c7_h1_w2", "n1_c3_h65_w64",
-         "n5_c8_h1", "n2_c328_h3", "n1_c8_h50_w42", "n9_c2_h7"]  # fmt: skip
+         "n5_c8_h1", "n2_c328_h3", "n1_c8_h50_w42", "n9_c2_h7", "n14_c3_h7"]  # fmt: skip
 MASKS = [[True, True], [True, False], [False, True]]
 LAYOUTS = pytest.mark.parametrize("layout", cases.FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)

@@ -30,10 +30,11 @@ def _check(problem):
         assert x == 0
         return
     assert 0 < x <= MOST_X and 0 < y <= MOST_Y
-    # Positions in use, with the frames of the images that they may cross, fit the columns staged.
+    # As many positions as fit the columns staged, with the frames of the images that they may cross.
     positions, extra = plan["positions"], 2 * dilation[1] if stride == 1 else 1
     assert 0 < positions <= 32
-    assert positions + extra * (1 + -(-(positions - 1) // ow)) <= plan["columns"]
+    columns = [each + extra * (1 + -(-(each - 1) // ow)) for each in (positions, positions + 1)]
+    assert columns[0] <= plan["columns"] and (positions == 32 or columns[1] > plan["columns"])
     column_blocks, row_blocks = x // plan["row_blocks"], plan["row_blocks"]
     assert column_blocks * row_blocks == x
     assert (column_blocks - 1) * positions < problem.n * ow <= column_blocks * positions
@@ -60,6 +61,18 @@ def test_models(emulated_cuda, name):
     assert taken == (width in (1, 2, 4, 8, 16, 32) or (width % 2 == 0 and width <= 32))
     if taken:
         _check(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "registers"),
+    [
+        ("n1_c64_h5_g8", 18), ("n1_c64_h5_g4", 36), ("n1_c64_h5_g2", 72), ("n1_c16_o32_h5_g2", 36),
+        ("n1_c16_h5_g2_p2_d2", 36), ("n1_c24_h5_g2", 36), ("n1_c36_h5_g2", 72), ("n1_c32_o64_h5_g2_p2_d2", 36),
+    ],
+)  # fmt: skip
+def test_the_narrowest_width(emulated_cuda, text, registers):
+    problem = replace(ConvProblem.parse(text), dtype=torch.float16, layout="nhwc")
+    assert _native(problem).forward_plan()["weight_registers"] == registers
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
