@@ -21,12 +21,30 @@ def _native(problem):
 
 
 def _check(problem):
-    """That the plan covers the problem's pixels and channels, once, within the limits."""
-    plan = _native(problem).forward_plan()
-    oh, ow = problem.output_shape[2:]
-    (x, y), stride, dilation = plan["grid"], problem.stride[0], problem.dilation
+    native = _native(problem)
+    plan = native.forward_plan()
+    _check_walk(plan, problem, problem.output_shape[2:], problem.stride[0], problem.c_out)
+    if problem.n:
+        x = plan["grid"][0]
+        assert native.workspace() >= 4 * plan["packed_words"] + 8 * x * problem.c_out + 4 * x
+    # Another device, another time: the statistics' tiles are the same.
+    assert native.forward_plan() == plan
+    if not native.backward_reasons():
+        _check_walk(native.dgrad_plan(), problem, _walked_by_dgrad(problem), 1, problem.c_in)
+        assert native.dgrad_workspace() == 4 * native.dgrad_plan()["packed_words"]
+
+
+def _walked_by_dgrad(problem):
+    """Rows and columns of dx, or pairs of them, of which the first may lack its first half."""
+    size, padding = (problem.h, problem.w), problem.padding
+    return size if problem.stride[0] == 1 else [(s + (p % 2 == 0) + 1) // 2 for s, p in zip(size, padding, strict=True)]
+
+
+def _check_walk(plan, problem, size, stride, channels):
+    """That a plan covers pixels and channels, once, within the limits."""
+    (oh, ow), (x, y), dilation = size, plan["grid"], problem.dilation
     assert plan["threads"] == 128 and 0 < plan["shared_bytes"] <= SHARED
-    if 0 in problem.output_shape:
+    if problem.n == 0:
         assert x == 0
         return
     assert 0 < x <= MOST_X and 0 < y <= MOST_Y
@@ -41,11 +59,8 @@ def _check(problem):
     assert row_blocks % dilation[0] == 0
     rows = -(-oh // dilation[0])
     assert (row_blocks // dilation[0] - 1) * plan["rows"] < rows <= row_blocks // dilation[0] * plan["rows"]
-    assert y * 64 >= problem.c_out
+    assert y * 64 >= channels
     assert plan["packed_words"] % (32 * plan["weight_registers"]) == 0
-    assert _native(problem).workspace() >= 4 * plan["packed_words"] + 8 * x * problem.c_out + 4 * x
-    # Another device, another time: the statistics' tiles are the same.
-    assert _native(problem).forward_plan() == plan
 
 
 def _models():
