@@ -116,10 +116,11 @@ def test_not_finite(layout):
         assert results[0][5].isnan() == (value is torch.nan)
 
 
-def test_an_empty_batch():
+@LAYOUTS
+def test_an_empty_batch(layout):
     for op in OPS:
         # Without the dispatch, to which an empty image reads as NCHW.
-        results = getattr(cuda, op)(*cases.make(op, _problem("n0_c16_h5", "nhwc"), integers=True))
+        results = getattr(cuda, op)(*cases.make(op, _problem("n0_c16_h5", layout), integers=True))
         assert not any(result.any() for result in results)
         assert [result.shape for result in results] == [(16,) if op == "bn_act_reduce" else (0, 16, 5, 5)] * 2
 
@@ -160,6 +161,16 @@ def _run_in_regions(kernels, problem, args, mask):
         [grad, z, *vectors, y, slope, *images])  # fmt: skip
     run(native.bn_act_reduce, [*read, z], [*sums, workspace],
         [grad, z, *vectors[:4], y, slope, *sums, workspace])  # fmt: skip
+
+
+@DTYPES
+@pytest.mark.parametrize(("text", "layout"), [("n1_c64_h16", "nhwc"), ("n256_c64_h1", "nchw")])
+def test_bytes_moved(kernels, text, layout, dtype):
+    """Rows of whole vectors: a thread loads its channels' five vectors once for all of them."""
+    args = cases.make(OPS[0], _problem(text, layout, dtype), integers=True, optional=False)
+    dz, _ = cuda.affine_act_backward(*args[:-1], [True, False])
+    counters, size = kernels.counters(), dz.numel() * dz.element_size()
+    assert counters["bytes_stored"] == size and counters["bytes_loaded"] <= 5 * size
 
 
 @LAYOUTS
