@@ -63,8 +63,8 @@ SUBJECTS = {
     "tensor_plan": Subject(
         ("grouped_conv2d_plan.cpp", "grouped_conv2d_plan.h"),
         ("grouped_conv2d_plan.cpp", "grouped_conv2d_fwd_half.cu", "grouped_conv2d_fwd_tensor.cu",
-         "grouped_conv2d_dgrad_half.cu", "grouped_conv2d_dgrad_tensor.cu"),
-        ((PLAN, ""), (FORWARD, f"test_reasons or test_no_reason or {HALF}"), (DGRAD, "not bfloat16")),
+         "grouped_conv2d_dgrad_half.cu", "grouped_conv2d_dgrad_tensor.cu", "grouped_conv2d_prepack.cu"),
+        ((PLAN, ""), (FORWARD, "reason"), (DGRAD, "reason"), (FORWARD, HALF), (DGRAD, "not bfloat16")),
     ),
     "float32": Subject(
         ("grouped_conv2d_fwd_float.cuh", "grouped_conv2d_fwd_float_block.cuh", "grouped_conv2d_fwd_float_plan.cpp",

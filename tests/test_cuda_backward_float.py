@@ -77,6 +77,12 @@ def test_nothing_beyond_the_tensors(kernels, text):
         kernels.clear_regions()
 
 
+def _moved(image, elements):
+    """A copy so many elements behind an address that is aligned."""
+    memory = torch.empty(image.numel() + elements)[elements:]
+    return memory.as_strided(image.shape, image.stride()).copy_(image)
+
+
 @pytest.mark.parametrize("text", ["n2_c16_h6_g4", "n2_c16_h6_g4_s2", "n1_c6_h7_g2_s3"])
 def test_weights_in_any_strides_and_images_at_any_address(text):
     (grad, x, weight), rest = _arguments(nhwc(text, torch.float32))
@@ -86,15 +92,13 @@ def test_weights_in_any_strides_and_images_at_any_address(text):
         for got, want in zip(call(OP, (grad, x, weights, *rest), "cuda"), expected, strict=True):
             assert torch.equal(got, want)
     native = _native(nhwc(text, torch.float32), strided.stride())
-    images = [
-        torch.empty(t.numel() + 1)[1:].view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for t in (grad, x, x)
-    ]
-    grad, x, dx = images[0].copy_(grad), images[1].copy_(x), images[2]
     dw = torch.empty_strided(strided.shape, strided.stride())
     workspace = torch.empty(native.wgrad_workspace(), dtype=torch.uint8)
-    native.grouped_conv2d_dgrad(*(t.data_ptr() for t in (grad, strided, dx)), None, 0, 0, 0, 0)
-    native.grouped_conv2d_wgrad(*(t.data_ptr() for t in (x, grad, dw, workspace)), 0, 0)
-    assert torch.equal(dx, expected[0]) and torch.equal(dw, expected[1])
+    for grad_off, x_off in ((1, 1), (1, 0), (0, 1)):
+        own_grad, own_x, dx = _moved(grad, grad_off), _moved(x, x_off), _moved(x, x_off).fill_(float("nan"))
+        native.grouped_conv2d_dgrad(*(t.data_ptr() for t in (own_grad, strided, dx)), None, 0, 0, 0, 0)
+        native.grouped_conv2d_wgrad(*(t.data_ptr() for t in (own_x, own_grad, dw, workspace)), 0, 0)
+        assert torch.equal(dx, expected[0]) and torch.equal(dw, expected[1])
 
 
 @pytest.mark.parametrize("mask", [[True, False, False], [False, True, False], [False, False, True]], ids=str)

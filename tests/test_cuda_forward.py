@@ -13,6 +13,18 @@ from resnext_kernels.backends import cuda
 from resnext_kernels.testing import cases, exact
 from resnext_kernels.testing.verify import verify
 
+# (taken, refused, why): input and output the larger one, units of 16, 8 and 4 bytes, groups as they are and padded.
+UNITS = "up to 2^31 units of 16 bytes"
+AT_LIMITS = [
+    (f"n{2**28 - 1}_c64_h1_g16", f"n{2**28}_c64_h1_g16", UNITS),
+    (f"n{2**26 - 1}_c64_o256_h1_g16", f"n{2**26}_c64_o256_h1_g16", UNITS),
+    (f"n{2**31 // 6}_c24_h1_g2", f"n{2**31 // 6 + 1}_c24_h1_g2", UNITS),
+    (f"n{2**31 // 12}_c48_o24_h1_g2", f"n{2**31 // 12 + 1}_c48_o24_h1_g2", UNITS),
+    (f"n{2**31 // 12}_c24_h1_g4", f"n{2**31 // 12 + 1}_c24_h1_g4", UNITS),
+    (f"n1_c{2**22 - 64}_h1_g{2**20 - 16}", f"n1_c{2**22}_h1_g{2**20}", "takes fewer channels"),
+    (f"n1_c{16 * 65535}_h5_g{8 * 65535}_d2", f"n1_c{16 * 65535 + 2}_h5_g{8 * 65535 + 1}_d2", "takes fewer channels"),
+]
+
 
 @pytest.fixture(autouse=True)
 def kernels(emulated_cuda):
@@ -111,11 +123,13 @@ def test_a_misaligned_or_strided_input():
         ("n1_c64_h5_g16_d1x2_s2", "takes dilation at stride 1"),
         ("n1_c64_h5_g16_d2x1_s2", "takes dilation at stride 1"),
         ("n1_c68_h5_g2", "takes up to 32 channels a group"),
-        ("n1_c9_h5_g3", "even numbers up to 32"),
-        ("n1_c4_h5_g2", "multiples of 8"),
+        *(
+            (text, "even numbers up to 32")
+            for text in ("n1_c9_h5_g3", "n1_c12_o6_h5_g2", "n1_c6_o12_h5_g2", "n1_c34_h5_g1", "n1_c24_o72_h5_g2")
+        ),
+        *((text, "multiples of 8") for text in ("n1_c4_h5_g2", "n1_c4_o8_h5_g4")),
         ("n1_c32_o48_h5_g2", "multiple of C_in"),
-        (f"n{2**28}_c64_h1_g16", "up to 2^31 units of 16 bytes"),
-        (f"n1_c{2**22}_h1_g{2**20}", "takes fewer channels"),
+        *((refused, reason) for _, refused, reason in AT_LIMITS),
     ],
 )
 def test_reasons(text, reason):
@@ -125,7 +139,7 @@ def test_reasons(text, reason):
     assert any("channels_last" in each for each in cuda.unsupported_reasons("grouped_conv2d", refusing))
 
 
-@pytest.mark.parametrize("text", [f"n{2**28 - 1}_c64_h1_g16", f"n1_c{2**22 - 64}_h1_g{2**20 - 16}"])
+@pytest.mark.parametrize("text", [taken for taken, *_ in AT_LIMITS])
 def test_no_reason_at_the_limit(text):
     assert not cuda.unsupported_reasons("grouped_conv2d", nhwc(text, torch.float16))
 

@@ -14,9 +14,10 @@ from resnext_kernels.testing.verify import call, judge, verify
 
 OPS = ("affine_act_backward", "bn_act_reduce")
 # Channels that are whole vectors, of one block and of several, and not; planes of less than a vector, of windows that
-# end with them and that do not, of several to a tile and of several tiles; rows of one tile and of several.
+# end with them and that do not, of several to a tile and of several tiles, with the last of all cut, too; rows of one
+# tile and of several.
 SIZES = ["n2_c5_h7_w9", "n1_c64_h8", "n3_c24_h5", "n1_c1_h3", "n2_c200_h4_w6", "n3_c7_h1_w2", "n1_c3_h65_w64",
-         "n5_c8_h1", "n2_c328_h3", "n1_c8_h50_w42", "n9_c2_h7"]  # fmt: skip
+         "n5_c8_h1", "n2_c328_h3", "n1_c8_h50_w42", "n9_c2_h7", "n14_c3_h7"]  # fmt: skip
 MASKS = [[True, True], [True, False], [False, True]]
 LAYOUTS = pytest.mark.parametrize("layout", cases.FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", cuda._DTYPES, ids=str)
@@ -115,10 +116,11 @@ def test_not_finite(layout):
         assert results[0][5].isnan() == (value is torch.nan)
 
 
-def test_an_empty_batch():
+@LAYOUTS
+def test_an_empty_batch(layout):
     for op in OPS:
         # Without the dispatch, to which an empty image reads as NCHW.
-        results = getattr(cuda, op)(*cases.make(op, _problem("n0_c16_h5", "nhwc"), integers=True))
+        results = getattr(cuda, op)(*cases.make(op, _problem("n0_c16_h5", layout), integers=True))
         assert not any(result.any() for result in results)
         assert [result.shape for result in results] == [(16,) if op == "bn_act_reduce" else (0, 16, 5, 5)] * 2
 
@@ -159,6 +161,16 @@ def _run_in_regions(kernels, problem, args, mask):
         [grad, z, *vectors, y, slope, *images])  # fmt: skip
     run(native.bn_act_reduce, [*read, z], [*sums, workspace],
         [grad, z, *vectors[:4], y, slope, *sums, workspace])  # fmt: skip
+
+
+@DTYPES
+@pytest.mark.parametrize(("text", "layout"), [("n1_c64_h16", "nhwc"), ("n256_c64_h1", "nchw")])
+def test_bytes_moved(kernels, text, layout, dtype):
+    """Rows of whole vectors: a thread loads its channels' five vectors once for all of them."""
+    args = cases.make(OPS[0], _problem(text, layout, dtype), integers=True, optional=False)
+    dz, _ = cuda.affine_act_backward(*args[:-1], [True, False])
+    counters, size = kernels.counters(), dz.numel() * dz.element_size()
+    assert counters["bytes_stored"] == size and counters["bytes_loaded"] <= 5 * size
 
 
 @LAYOUTS

@@ -21,30 +21,46 @@ def _native(problem):
 
 
 def _check(problem):
-    """That the plan covers the problem's pixels and channels, once, within the limits."""
-    plan = _native(problem).forward_plan()
-    oh, ow = problem.output_shape[2:]
-    (x, y), stride, dilation = plan["grid"], problem.stride[0], problem.dilation
+    native = _native(problem)
+    plan = native.forward_plan()
+    _check_walk(plan, problem, problem.output_shape[2:], problem.stride[0], problem.c_out)
+    if problem.n:
+        x = plan["grid"][0]
+        assert native.workspace() >= 4 * plan["packed_words"] + 8 * x * problem.c_out + 4 * x
+    # Another device, another time: the statistics' tiles are the same.
+    assert native.forward_plan() == plan
+    if not native.backward_reasons():
+        _check_walk(native.dgrad_plan(), problem, _walked_by_dgrad(problem), 1, problem.c_in)
+        assert native.dgrad_workspace() == 4 * native.dgrad_plan()["packed_words"]
+
+
+def _walked_by_dgrad(problem):
+    """Rows and columns of dx, or pairs of them, of which the first may lack its first half."""
+    size, padding = (problem.h, problem.w), problem.padding
+    return size if problem.stride[0] == 1 else [(s + (p % 2 == 0) + 1) // 2 for s, p in zip(size, padding, strict=True)]
+
+
+def _check_walk(plan, problem, size, stride, channels):
+    """That a plan covers pixels and channels, once, within the limits."""
+    (oh, ow), (x, y), dilation = size, plan["grid"], problem.dilation
     assert plan["threads"] == 128 and 0 < plan["shared_bytes"] <= SHARED
-    if 0 in problem.output_shape:
+    if problem.n == 0:
         assert x == 0
         return
     assert 0 < x <= MOST_X and 0 < y <= MOST_Y
-    # Positions in use, with the frames of the images that they may cross, fit the columns staged.
+    # As many positions as fit the columns staged, with the frames of the images that they may cross.
     positions, extra = plan["positions"], 2 * dilation[1] if stride == 1 else 1
     assert 0 < positions <= 32
-    assert positions + extra * (1 + -(-(positions - 1) // ow)) <= plan["columns"]
+    columns = [each + extra * (1 + -(-(each - 1) // ow)) for each in (positions, positions + 1)]
+    assert columns[0] <= plan["columns"] and (positions == 32 or columns[1] > plan["columns"])
     column_blocks, row_blocks = x // plan["row_blocks"], plan["row_blocks"]
     assert column_blocks * row_blocks == x
     assert (column_blocks - 1) * positions < problem.n * ow <= column_blocks * positions
     assert row_blocks % dilation[0] == 0
     rows = -(-oh // dilation[0])
     assert (row_blocks // dilation[0] - 1) * plan["rows"] < rows <= row_blocks // dilation[0] * plan["rows"]
-    assert y * 64 >= problem.c_out
+    assert y * 64 >= channels
     assert plan["packed_words"] % (32 * plan["weight_registers"]) == 0
-    assert _native(problem).workspace() >= 4 * plan["packed_words"] + 8 * x * problem.c_out + 4 * x
-    # Another device, another time: the statistics' tiles are the same.
-    assert _native(problem).forward_plan() == plan
 
 
 def _models():
@@ -60,6 +76,18 @@ def test_models(emulated_cuda, name):
     assert taken == (width in (1, 2, 4, 8, 16, 32) or (width % 2 == 0 and width <= 32))
     if taken:
         _check(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "registers"),
+    [
+        ("n1_c64_h5_g8", 18), ("n1_c64_h5_g4", 36), ("n1_c64_h5_g2", 72), ("n1_c16_o32_h5_g2", 36),
+        ("n1_c16_h5_g2_p2_d2", 36), ("n1_c24_h5_g2", 36), ("n1_c36_h5_g2", 72), ("n1_c32_o64_h5_g2_p2_d2", 36),
+    ],
+)  # fmt: skip
+def test_the_narrowest_width(emulated_cuda, text, registers):
+    problem = replace(ConvProblem.parse(text), dtype=torch.float16, layout="nhwc")
+    assert _native(problem).forward_plan()["weight_registers"] == registers
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

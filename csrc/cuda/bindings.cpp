@@ -110,6 +110,9 @@ py::dict forward_plan(const rk::ConvProblem& p) {
   return result;
 }
 
+// That of the gradient of the input; at stride 2 its rows and positions are pairs of the input's.
+py::dict dgrad_plan(const rk::ConvProblem& p) { return forward_plan(rk::cuda::dgrad_problem(p)); }
+
 py::dict wgrad_plan(const rk::ConvProblem& p) {
   const auto plan = rk::cuda::plan_wgrad(p);
   py::dict result;
@@ -169,6 +172,7 @@ PYBIND11_MODULE(RK_MODULE, m) {
       .def("backward_reasons", &rk::cuda::grouped_conv2d_backward_reasons)
       .def("dgrad_workspace", &rk::cuda::grouped_conv2d_dgrad_workspace)
       .def("grouped_conv2d_dgrad", &grouped_conv2d_dgrad)
+      .def("dgrad_plan", &dgrad_plan)
       .def("wgrad_plan", &wgrad_plan)
       .def("dgrad_float_plan", &dgrad_float_plan)
       .def("wgrad_float_plan", &wgrad_float_plan)

@@ -62,16 +62,15 @@ void bn_act_reduce(const ImageProblem& p, const BnReduce& reduce, const BnGradie
   const DeviceGuard guard(queue.device);
   const ImageTiles tiles = image_tiles(p);
   auto* const partials = static_cast<float4*>(workspace);
-  if (tiles.tiles > 0)
-    with_dtype(p.dtype, [&](auto type) {
-      using T = decltype(type);
-      const auto image = [](const void* of) { return static_cast<const Storage<T>*>(of); };
-      const ReduceImages<T> images{image(reduce.dy), image(reduce.z), image(reduce.y), reduce.scale,
-                                   reduce.shift};
-      with_slope(reduce.activation, reduce.y, [&](auto activation, auto of_y) {
-        run_tiles<T, activation.value, of_y.value>(tiles, images, partials, queue.stream);
-      });
+  with_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto image = [](const void* of) { return static_cast<const Storage<T>*>(of); };
+    const ReduceImages<T> images{image(reduce.dy), image(reduce.z), image(reduce.y), reduce.scale,
+                                 reduce.shift};
+    with_slope(reduce.activation, reduce.y, [&](auto activation, auto of_y) {
+      run_tiles<T, activation.value, of_y.value>(tiles, images, partials, queue.stream);
     });
+  });
   const Grid grid{static_cast<unsigned>(plan::ceil_div(p.c, kChannels)), 1, kThreads,
                   kWarps * kChannels * sizeof(float4)};
   launch<merge_sums_kernel>(grid, queue.stream, partials, tiles.tiles, p.c, reduce.mean, reduce.rstd,

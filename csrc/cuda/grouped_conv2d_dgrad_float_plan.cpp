@@ -25,7 +25,7 @@ int vector_of(const ConvProblem& p, bool aligned) {
 
 DgradFloatPlan plan_dgrad_float(const ConvProblem& p, bool aligned) {
   DgradFloatPlan plan{};
-  if (p.n == 0 || p.h == 0 || p.w == 0 || p.c_in == 0) return plan;
+  if (p.n == 0 || p.h == 0 || p.w == 0) return plan;
   for (int axis = 0; axis < 2; ++axis)
     for (int k = 0; k < 3; ++k) plan.taps[axis][k] = tap_of(p, axis, k);
   plan.rows = static_cast<int>(ceil_div(p.h, p.stride[0]));

@@ -109,7 +109,7 @@ int64_t FloatPlan::shared_bytes() const {
 
 FloatPlan plan_forward_float(const ConvProblem& p) {
   FloatPlan plan{};
-  if (p.n == 0 || p.oh <= 0 || p.ow <= 0 || p.groups == 0 || p.c_out == 0) return plan;
+  if (p.n == 0 || p.oh == 0 || p.ow == 0) return plan;
   choose_groups(p, plan);
   choose_lanes(plan);
   choose_slabs(p, plan);

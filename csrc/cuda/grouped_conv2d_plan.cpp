@@ -32,10 +32,8 @@ GroupChannels group_channels(const ConvProblem& p) {
 
 Width width_of(const GroupChannels& groups, bool padded) {
   if (!padded && groups.in <= 8 && groups.in == groups.out) return Width::kPaired;
-  // Which inputs 16 outputs read repeats after out / gcd(out, 16) warps, at most.
-  for (int warp = 0; warp < groups.out; ++warp)
-    if (groups.inputs(warp * kWarpChannels, kWarpChannels) > 16) return Width::kTwoSteps;
-  return Width::kOneStep;
+  // A group has as many outputs as inputs or a multiple: of 16 inputs or fewer, 16 outputs read 16 at most.
+  return groups.in <= 16 ? Width::kOneStep : Width::kTwoSteps;
 }
 
 // How many consecutive outputs of a row need no more columns than are staged, whatever images they cross.
@@ -61,14 +59,6 @@ int rows_of(int64_t rows, int64_t blocks_of_a_row) {
   };
   const int64_t many = split(8, kManyBlocks);
   return static_cast<int>(ceil_div(rows, many) * blocks_of_a_row >= kFewBlocks ? many : split(4, kFewBlocks));
-}
-
-bool fits_shared_channels(const GroupChannels& groups, Width width) {
-  for (int block = 0; block < groups.out; ++block)
-    if (groups.inputs(block * kBlockChannels, kBlockChannels) > kBlockChannels) return false;
-  for (int warp = 0; warp < groups.out; ++warp)
-    if (groups.inputs(warp * kWarpChannels, kWarpChannels) > warp_inputs(width)) return false;
-  return true;
 }
 
 // Sizes of dgrad's walk in one dimension: positions, each a pair of columns (or rows) of dx at stride 2, and
@@ -115,21 +105,19 @@ std::vector<std::string> forward_reasons(const ConvProblem& p) {
   refuse_unless(p.stride[0] == p.stride[1] && (p.stride[0] == 1 || p.stride[0] == 2), "takes stride 1 and 2");
   refuse_unless(p.dilation[0] <= kMostDilation && p.dilation[1] <= kMostDilation, "takes dilation up to 4");
   refuse_unless(p.stride[0] == 1 || (p.dilation[0] == 1 && p.dilation[1] == 1), "takes dilation at stride 1");
-  refuse_unless(p.padding[0] >= 0 && p.padding[1] >= 0, "takes padding of 0 and more");
   refuse_unless(in <= 32, "takes up to 32 channels a group");
   refuse_unless(out % in == 0 || in % out == 0, "takes C_out that are a multiple of C_in, or C_in of C_out");
   if (is_padded(p))
     refuse_unless(in % 2 == 0 && out % 2 == 0 && out <= 32,
                   "takes 1, 2, 4, 8, 16, 32 channels a group, or, as with dilation, even numbers up to 32");
   else
-    refuse_unless(p.c_in % 8 == 0 && p.c_out % 8 == 0, "takes channels in multiples of 8 (16 bytes)");
+    refuse_unless(p.c_in % 8 == 0, "takes channels in multiples of 8 (16 bytes)");
   if (!reasons.empty()) return reasons;
   // Places in the tensors are counted in units, of at least 4 bytes.
   const int64_t most_units = 2 * std::max(p.n * p.h * p.w * p.c_in, p.n * p.oh * p.ow * p.c_out) / unit_of(p);
   refuse_unless(most_units <= INT32_MAX,
                 "takes tensors of up to 2^31 units of 16 bytes, 8 or 4 where padded");
   const GroupChannels groups = group_channels(p);
-  refuse_unless(fits_shared_channels(groups, width_of(groups, is_padded(p))), "does not take these groups");
   refuse_unless(ceil_div(p.groups * groups.out, kBlockChannels) <= kMostChannelBlocks,
                 "takes fewer channels");
   return reasons;
@@ -145,7 +133,7 @@ ForwardPlan plan_forward(const ConvProblem& p) {
   const int64_t channels = p.groups * plan.groups.out;
   plan.channel_blocks = static_cast<int>(ceil_div(channels, kBlockChannels));
   plan.packed_words = ceil_div(channels, kWarpChannels) * weight_registers(plan.width) * 32;
-  if (p.n == 0 || p.oh <= 0 || p.ow <= 0) return plan;
+  if (p.n == 0 || p.oh == 0 || p.ow == 0) return plan;
   plan.column_blocks = static_cast<int>(ceil_div(p.n * p.ow, plan.positions));
   // Rows that are `dilation` apart make a problem of their own, without dilation.
   const int64_t phases = p.dilation[0], rows = ceil_div(p.oh, phases);

@@ -48,11 +48,8 @@ RK_HOST_DEVICE constexpr int forward_shared_bytes(int stride) {
 struct GroupChannels {
   int in, out;
 
-  // The first input, a multiple of 8, that the `count` outputs from `first` on read.
+  // The first input, a multiple of 8, that the outputs from `first` on read.
   RK_HOST_DEVICE int first_input(int first) const { return first / out * in / 8 * 8; }
-  RK_HOST_DEVICE int inputs(int first, int count) const {
-    return ((first + count - 1) / out + 1) * in - first_input(first);
-  }
 };
 
 // The first input of what a warp reads: its block's staged channels must hold all of it.

@@ -46,14 +46,12 @@ void grouped_conv2d_wgrad_float(const ConvProblem& p, const float* x, const floa
                                 void* workspace, void* stream) {
   const WgradFloatPlan plan = plan_wgrad_float(p, is_aligned(x) && is_aligned(dy));
   auto* const partials = static_cast<float*>(workspace);
-  if (plan.splits > 0) {
-    WgradFloatArguments arguments = arguments_of(p, plan);
-    arguments.x = x, arguments.dy = dy, arguments.partials = partials;
-    const auto run_as = plan.tile_out == 4   ? run_walk<4, 2>
-                        : plan.tile_out == 2 ? run_walk<2, 2>
-                                             : run_walk<1, 1>;
-    run_as(arguments, stream);
-  }
+  WgradFloatArguments arguments = arguments_of(p, plan);
+  arguments.x = x, arguments.dy = dy, arguments.partials = partials;
+  const auto run_as = plan.tile_out == 4   ? run_walk<4, 2>
+                      : plan.tile_out == 2 ? run_walk<2, 2>
+                                           : run_walk<1, 1>;
+  run_as(arguments, stream);
   merge_wgrad(p, partials, plan.splits, dw, stream);
 }
 

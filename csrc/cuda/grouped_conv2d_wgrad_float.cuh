@@ -61,7 +61,7 @@ struct WgradFloatThread {
 
   // From the first column of input of a batch.
   __device__ __forceinline__ int offset(int column) const {
-    return kWalk == 3 ? column / 3 * a.stride[1] + column % 3 * a.dilation[1] : column;
+    return kWalk == 3 ? column * a.dilation[1] : column;
   }
 
   static __device__ __forceinline__ bool is_inside(int at, int size) { return at >= 0 && at < size; }
