@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from triton_tensors import amid_nan, backward_tensors, bn_case, expected_dw
 
 import resnext_kernels as rk
 from resnext_kernels import backends, tuning
@@ -30,7 +31,7 @@ DTYPES = (torch.float32, torch.float16)
 PROBLEMS = [
     "n2_c64_h7_g16", "n1_c64_h9_w35_g8", "n3_c12_h5_w3_g4", "n2_c24_h4_w6_g4", "n1_c128_h3_g32", "n1_c16_h1_w2_g4",
     "n1_c32_h29_w4_g8", "n2_c16_o32_h5_g4", "n1_c32_o16_h4_g4", "n40_c8_h3_w1_g2", "n1_c16_h4_g4_p0", "n1_c16_h4_g4_p2",
-    "n1_c64_h5_w70_g4", "n2_c28_h6_g2", "n1_c48_h5_g2", "n1_c16_o48_h5_g2",
+    "n1_c64_h5_w70_g4", "n2_c28_h6_g2", "n1_c48_h5_g2", "n1_c16_o48_h5_g2", "n1_c96_h3_w4_g24", "n1_c65_h3_g1",
     "n2_c64_h9_w34_g16_s2", "n1_c32_h8_g8_s2", "n1_c64_h5_g2_s2", "n1_c16_h3_g1_s2_p0", "n1_c32_h61_w3_g4_s2",
     "n1_c32_h9_g8_p2_d2", "n1_c32_h9_w20_g2_p4_d4", "n1_c32_h4_g1_p2_d2",
     "n1_c80_h5_g2", "n1_c40_o136_h5_g1", "n1_c160_h4_g2_s2", "n1_c16_h5_g4_k5_p2", "n1_c12_h9_g3_s3",
@@ -44,7 +45,7 @@ STRIDED = [
 ]  # fmt: skip
 # The rows of wgrad with BatchNorm's backward before it, and the gathering kernel after it.
 WITH_BN = ["n2_c64_h7_w6_g16", "n3_c12_h5_w3_g4", "n1_c28_h6_g2_p0", "n2_c16_o48_h5_g2", "n2_c32_h8_w9_g8_s2",
-           "n1_c64_h5_w7_g2_s2", "n1_c32_h9_g8_p2_d2", "n1_c80_h4_g2"]  # fmt: skip
+           "n1_c64_h5_w7_g2_s2", "n1_c32_h9_g8_p2_d2", "n1_c80_h4_g2", "n1_c96_h3_w4_g24"]  # fmt: skip
 MEMORY = ["n2_c5_h7_w9", "n1_c64_h8_w8", "n3_c24_h5_w5", "n2_c200_h4_w6"]
 
 
@@ -65,18 +66,6 @@ def _problem(text, dtype):
 
 def _dtype(text, other=False):
     return DTYPES[(sum(map(ord, text)) + other) % 2]
-
-
-def _backward_tensors(problem):
-    """Integers: x, weight, dz."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = (problem.n, problem.c_in, problem.h, problem.w), problem.output_shape
-    x, dz = (
-        torch.randint(-3, 4, shape, generator=generator).to(problem.dtype).to(memory_format=torch.channels_last)
-        for shape in shapes
-    )  # fmt: skip
-    weight = torch.randint(-2, 3, (problem.c_out, problem.c_in // problem.groups, *problem.kernel), generator=generator)
-    return x, weight.to(problem.dtype), dz
 
 
 def _check(verdict):
@@ -102,7 +91,7 @@ def test_gates(text):
 @pytest.mark.parametrize("text", [*PROBLEMS, *STRIDED])
 def test_dgrad(text):
     problem = _problem(text, _dtype(text))
-    *_, weight, dz = _backward_tensors(problem)
+    *_, weight, dz = backward_tensors(problem)
     expected = torch.nn.grad.conv2d_input(
         (problem.n, problem.c_in, problem.h, problem.w), weight.double(), dz.double(), problem.stride,
         problem.padding, problem.dilation, problem.groups,
@@ -110,36 +99,24 @@ def test_dgrad(text):
     assert torch.equal(triton._dgrad(problem, dz, weight).double(), expected)
 
 
-def _dw(problem, x, weight, dz):
-    """Of float64, rounded."""
-    conv = problem.stride, problem.padding, problem.dilation, problem.groups
-    return torch.nn.grad.conv2d_weight(x.double(), weight.shape, dz.double(), *conv).to(weight.dtype)
-
-
 @pytest.mark.parametrize("text", [*PROBLEMS, *STRIDED])
 def test_wgrad(text):
     problem = _problem(text, _dtype(text, other=True))
-    x, weight, dz = _backward_tensors(problem)
-    assert torch.equal(triton._wgrad(problem, dz, x, weight), _dw(problem, x, weight, dz))
-
-
-def _bn(problem, activation):
-    """(The gradient of the activation, what _wgrad takes of BatchNorm): small integers and halves, c nowhere 0."""
-    grad, z, *vectors = cases.make("affine_act_backward", problem, integers=True, activation=activation)[:7]
-    return grad, (z, *vectors[:-1], vectors[-1].abs() + 1, activation)
+    x, weight, dz = backward_tensors(problem)
+    assert torch.equal(triton._wgrad(problem, dz, x, weight), expected_dw(problem, x, weight, dz))
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
 @pytest.mark.parametrize("text", WITH_BN)
 def test_wgrad_that_makes_dz(text, activation):
     problem = _problem(text, _dtype(text + activation))
-    x, weight, _ = _backward_tensors(problem)
-    grad, bn = _bn(problem, activation)
+    x, weight, _ = backward_tensors(problem)
+    grad, bn = bn_case(problem, activation)
     dz, dw = triton._wgrad(problem, grad, x, weight, bn)
     assert torch.equal(dz, triton.affine_act_backward(grad, *bn[:-1], None, activation, (True, False))[0])
     assert torch.equal(dw, triton._wgrad(problem, dz, x, weight))
     if activation != "silu":
-        assert torch.equal(dw, _dw(problem, x, weight, dz))
+        assert torch.equal(dw, expected_dw(problem, x, weight, dz))
 
 
 # (strips of a walk, chunks, rows of a chunk): whole ones, some with less to do, and some with nothing.
@@ -158,14 +135,25 @@ def test_wgrad_of_many_strips_and_chunks(text, makes_dz, monkeypatch):
 
     monkeypatch.setattr(configs_wgrad, "rows_grid", layout)
     problem = _problem(text, DTYPES[makes_dz])
-    x, weight, dz = _backward_tensors(problem)
+    x, weight, dz = backward_tensors(problem)
     if makes_dz:
-        grad, bn = _bn(problem, "relu")
+        grad, bn = bn_case(problem, "relu")
         dz, dw = triton._wgrad(problem, grad, x, weight, bn)
         assert torch.equal(dz, triton.affine_act_backward(grad, *bn[:-1], None, "relu", (True, False))[0])
     else:
         dw = triton._wgrad(problem, dz, x, weight)
-    assert torch.equal(dw, _dw(problem, x, weight, dz))
+    assert torch.equal(dw, expected_dw(problem, x, weight, dz))
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_wgrad_of_many_blocks_of_positions(steps, monkeypatch):
+    problem = _problem(f"n{steps}_c80_h9_w7_g1", torch.float32)
+    blocks, positions = configs_wgrad.gather(problem), steps * 9 * 7
+    splits = math.ceil(positions / blocks["BM"] / steps)
+    programs = 9 * math.ceil(80 / blocks["BN"]) * math.ceil(80 / blocks["BK"])
+    monkeypatch.setattr(configs_wgrad, "gather_grid", lambda problem: (positions, programs, splits, steps))
+    x, weight, dz = backward_tensors(problem)
+    assert torch.equal(triton._wgrad(problem, dz, x, weight), expected_dw(problem, x, weight, dz))
 
 
 @pytest.mark.parametrize("text", ["n4_c32_h9_w8_g8", "n2_c32_h9_w8_g1_s2", "n2_c48_h6_g1"])
@@ -180,7 +168,7 @@ def test_gate_of_wgrad(text):
 def test_wgrad_has_the_strides_of_the_weight():
     for text in ("n1_c32_h4_g4", "n1_c12_h5_g2_k2x1_p0"):
         problem = _problem(text, torch.float32)
-        x, weight, dz = _backward_tensors(problem)
+        x, weight, dz = backward_tensors(problem)
         last = weight.contiguous(memory_format=torch.channels_last)
         dw = triton._wgrad(problem, dz, x, last)
         assert dw.stride() == last.stride() and torch.equal(dw, triton._wgrad(problem, dz, x, weight))
@@ -189,8 +177,8 @@ def test_wgrad_has_the_strides_of_the_weight():
 @pytest.mark.parametrize("text", ["n0_c16_h5_g2", "n0_c80_h5_g2"])
 def test_wgrad_of_an_empty_batch(text):
     problem = _problem(text, torch.float16)
-    x, weight, _ = _backward_tensors(problem)
-    grad, bn = _bn(problem, "relu")
+    x, weight, _ = backward_tensors(problem)
+    grad, bn = bn_case(problem, "relu")
     dz, dw = triton._wgrad(problem, grad, x, weight, bn)
     assert dz.shape == problem.output_shape and dw.shape == weight.shape and not dw.any()
 
@@ -199,9 +187,9 @@ def test_wgrad_of_an_empty_batch(text):
                                   "n2_c80_h4_g2"])  # fmt: skip
 def test_wgrad_reads_nothing_beside_the_tensors(text):
     problem = _problem(text, torch.float16)
-    x, weight, _ = _backward_tensors(problem)
-    grad, (*bn, activation) = _bn(problem, "silu")
-    poisoned = [_amid_nan(tensor) for tensor in (grad, x, *bn)]
+    x, weight, _ = backward_tensors(problem)
+    grad, (*bn, activation) = bn_case(problem, "silu")
+    poisoned = [amid_nan(tensor) for tensor in (grad, x, *bn)]
     expected = triton._wgrad(problem, grad, x, weight, (*bn, activation))
     got = triton._wgrad(problem, *poisoned[:2], weight, (*poisoned[2:], activation))
     for one, other in zip(got, expected, strict=True):
@@ -210,7 +198,7 @@ def test_wgrad_reads_nothing_beside_the_tensors(text):
 
 def test_what_is_not_finite_stays_at_its_channels():
     problem = _problem("n1_c64_h8_g8", torch.float32)
-    x, weight, dz = _backward_tensors(problem)
+    x, weight, dz = backward_tensors(problem)
     expected = triton._wgrad(problem, dz, x, weight)
     for image, channel in ((x, 9), (dz, 21)):
         kept, image[0, channel, 4, 4] = image[0, channel, 4, 4].clone(), torch.nan
@@ -280,7 +268,7 @@ def test_many_tiles(monkeypatch):
     """Several steps of a tile, and more tiles than are merged at a time."""
     monkeypatch.setattr(configs, "steps", lambda *blocks: 2)
     for op in ("bn_stats", "bn_act_reduce"):
-        _check(verify(op, _problem("n9_c8_h32_w32", torch.float32), "triton"))
+        _check(verify(op, _problem("n9_c8_h31_w33", torch.float32), "triton"))
 
 
 def test_statistics_of_what_is_far_from_zero():
@@ -301,15 +289,9 @@ def test_nothing_is_read_beside_the_tensors(text):
     """All that surrounds the input, the weight and the vectors is NaN."""
     problem = _problem(text, torch.float16)
     expected = cases.make("grouped_conv2d_affine_act", problem, integers=True)
-    poisoned = tuple(_amid_nan(a) if isinstance(a, torch.Tensor) else a for a in expected)
+    poisoned = tuple(amid_nan(a) if isinstance(a, torch.Tensor) else a for a in expected)
     y, z = triton.grouped_conv2d_affine_act(*poisoned), triton.grouped_conv2d_affine_act(*expected)
     assert z.isfinite().all() and torch.equal(y, z)
-
-
-def _amid_nan(tensor):
-    margin = 4096
-    memory = torch.full((tensor.numel() + 2 * margin,), torch.nan, dtype=tensor.dtype)
-    return memory[margin : margin + tensor.numel()].as_strided(tensor.shape, tensor.stride(), margin).copy_(tensor)
 
 
 def test_what_is_not_finite_stays_within_its_pack():
@@ -392,5 +374,5 @@ def test_defects_of_wgrad_are_caught(defect, monkeypatch):
     monkeypatch.setattr(configs_wgrad, "rows_grid", lambda problem: tuple(wrong))
     # Of a size of its own: what a problem came to is remembered.
     problem = _problem(f"n2_c16_h8_w35_g{(1, 2, 4, 8)[list(WGRAD_DEFECTS).index(defect)]}", torch.float16)
-    x, weight, dz = _backward_tensors(problem)
-    assert not torch.equal(triton._wgrad(problem, dz, x, weight), _dw(problem, x, weight, dz))
+    x, weight, dz = backward_tensors(problem)
+    assert not torch.equal(triton._wgrad(problem, dz, x, weight), expected_dw(problem, x, weight, dz))
