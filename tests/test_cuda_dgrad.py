@@ -13,7 +13,8 @@ HALVES = (torch.float16, torch.bfloat16)
 REFUSED = {
     "n1_c32_o64_h4_g1": "takes up to 32 channels a group", "n1_c16_h4_g2_p3_s2": "padding of up to 2 * dilation",
     "n1_c16_h4_g2_p2x3": "padding of up to 2 * dilation", "n1_c16_h9_g2_p5x4_d2": "padding of up to 2 * dilation",
-    "n1_c16_h9_g2_p3x4_d1x2": "padding of up to 2 * dilation", "n1_c16_h9_g2_p4x3_d2x1": "padding of up to 2 * dilation",
+    "n1_c16_h9_g2_p3x4_d1x2": "padding of up to 2 * dilation",
+    "n1_c16_h9_g2_p4x3_d2x1": "padding of up to 2 * dilation",
     "n1_c8_o16_h5_g8": "even numbers up to 32",
 }  # fmt: skip
 # Gradients wider than the input, and odd sizes at stride 2, whose last rows and columns no tap reaches, or one does.
