@@ -60,10 +60,8 @@ def _of_group(problem):
 def prepack(problem, pack, blocks, turned=False, spread=1):
     """(The launch that packs the weight for rows_kernel or, turned and spread, dgrad_strided_kernel, its size.)"""
     made = {name: pack[name] for name in ("GI", "GO", "KC", "NC", "PACKS", "PX")}
-    tiles, constants = (
-        3 * ((4 - made["PX"]) // spread),
-        dict(**_of_group(problem), **made, SPREAD=spread, TURNED=turned),
-    )
+    tiles = 3 * ((4 - made["PX"]) // spread)
+    constants = dict(**_of_group(problem), **made, SPREAD=spread, TURNED=turned)
     size = blocks * tiles * made["PACKS"] * made["KC"] * made["NC"] * made["PX"] ** 2
     return Launch(prepack_kernel, (blocks, tiles, 1), (problem.c_out,), **constants), size
 

@@ -59,7 +59,7 @@ def load_weight(packed, block, ROW: tl.constexpr, SHIFTS: tl.constexpr, PACKS: t
 
 
 @triton.jit
-def _load_row(x, offsets, step, live, is_row):
+def load_row(x, offsets, step, live, is_row):
     """The shifts of one row of input, each of (PACKS, TILE, K); zeros outside the image."""
     first = tl.load(x + offsets, live[0] & is_row, other=0.0)
     second = tl.load(x + step + offsets, live[1] & is_row, other=0.0)
@@ -154,13 +154,13 @@ def rows_kernel(
         in_row = out_row * STRIDE - pad_h + 2 * DILATION
         is_row = (in_row >= 0) & (in_row < h)
         if STRIDE == 1:
-            row = _load_row(x + in_row * w * c_in, in_offsets, step * c_in, live, is_row)
+            row = load_row(x + in_row * w * c_in, in_offsets, step * c_in, live, is_row)
             total = _plus_products(current, row, bottom)
             current = _plus_products(after, row, middle)
             after = _plus_products(tl.zeros((PACKS, TILE, N), tl.float32), row, top)
         else:
-            above = _load_row(x + (in_row - 1) * w * c_in, in_offsets, step * c_in, live, (in_row >= 1) & (in_row <= h))
-            row = _load_row(x + in_row * w * c_in, in_offsets, step * c_in, live, is_row)
+            above = load_row(x + (in_row - 1) * w * c_in, in_offsets, step * c_in, live, (in_row >= 1) & (in_row <= h))
+            row = load_row(x + in_row * w * c_in, in_offsets, step * c_in, live, is_row)
             total = _plus_products(_plus_products(current, above, middle), row, bottom)
             current = _plus_products(tl.zeros((PACKS, TILE, N), tl.float32), row, top)
         is_out = (i >= lead) & (out_row < oh)

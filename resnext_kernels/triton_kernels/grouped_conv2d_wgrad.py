@@ -11,14 +11,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import bn_backward, load_vector, masked_grad, ordered_sum
-
-
-@triton.jit
-def _load_row(x, offsets, step, live, is_row):
-    """The 3 shifts of one row of x, each of (parts, TILE, K); zeros outside the image."""
-    first = tl.load(x + offsets, live[0] & is_row, other=0.0)
-    second = tl.load(x + step + offsets, live[1] & is_row, other=0.0)
-    return first, second, tl.load(x + 2 * step + offsets, live[2] & is_row, other=0.0)
+from .grouped_conv2d import load_row
 
 
 @triton.jit
@@ -110,7 +103,7 @@ def wgrad_rows_kernel(
                 tl.store(dz + place, row, is_dz)
             x_row = dz_row * STRIDE - pad_h
             x_place = x + images * h * w * c_in + x_row * w * c_in
-            above = _load_row(x_place, x_offsets, DILATION * c_in, live, (x_row >= 0) & (x_row < h))
+            above = load_row(x_place, x_offsets, DILATION * c_in, live, (x_row >= 0) & (x_row < h))
             top = _plus_products(top, row, above)
             if STRIDE == 1:
                 middle = _plus_products(middle, newer, above)
@@ -118,7 +111,7 @@ def wgrad_rows_kernel(
                 # As other bits: what is handed on unchanged for two steps keeps triton from pipelining the loads.
                 oldest = _bits(newer)
             else:
-                below = _load_row(x_place + w * c_in, x_offsets, c_in, live, (x_row >= -1) & (x_row < h - 1))
+                below = load_row(x_place + w * c_in, x_offsets, c_in, live, (x_row >= -1) & (x_row < h - 1))
                 middle = _plus_products(middle, row, below)
                 bottom = _plus_products(bottom, newer, above)
             newer = row
